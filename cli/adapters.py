@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 from cli.download import size_text
-from core.checkpoint.adapter_folders import delete_adapter, list_adapters
-from core.checkpoint.adapters import read_adapter
-from core.common.errors import DeckError
+from core.checkpoint.adapter_folders import list_adapters, shared_adapter
 from core.common.paths import adapters_dir
 from core.common.terminal import Terminal, table
-from core.library.adapters import FoundAdapter, find_adapters
+from core.common.values import printable
+from core.library.adapters import FoundAdapter, find_adapters, read_alone
+from core.library.maintenance import delete_adapter
 from core.library.scan import find
 
 COLUMNS = ("name", "rank", "size", "base", "state")
@@ -28,10 +27,11 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """List the adapters; with a model, its own too, and whether it can have each."""
     if arguments.delete is not None:
-        terminal.say("adapters_deleted", folder=str(delete_adapter(arguments.delete)))
+        delete_adapter(folder := shared_adapter(arguments.delete))
+        terminal.say("adapters_deleted", folder=printable(str(folder)))
         return 0
     out = terminal.to_stdout()
-    found = find_adapters(find(arguments.model)) if arguments.model else [as_it_is(one) for one in list_adapters()]
+    found = find_adapters(find(arguments.model)) if arguments.model else list(map(read_alone, list_adapters()))
     if arguments.json:
         out.write(json.dumps({"adapters": [as_object(one) for one in found]}, ensure_ascii=False, indent=1))
         return 0
@@ -45,14 +45,6 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
         if one.error is not None:
             out.write(one.error.sentence(out.language))
     return 0
-
-
-def as_it_is(folder: Path) -> FoundAdapter:
-    """One adapter by itself, whatever model it is for."""
-    try:
-        return FoundAdapter(folder, read_adapter(folder))
-    except DeckError as error:
-        return FoundAdapter(folder, None, error)
 
 
 def as_object(one: FoundAdapter) -> dict[str, object]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from core.checkpoint.adapters import is_adapter
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import InputError
-from core.common.files import remove
 from core.common.paths import adapters_dir, typed_path
 from core.common.values import printable, quoted_text
 
@@ -32,7 +31,12 @@ def list_adapters(base: Path | None = None) -> list[Path]:
     found: dict[str, Path] = {}
     for place in places:
         try:
-            folders = sorted(path for path in place.iterdir() if path.is_dir() and is_adapter(path))
+            # What begins with a dot is unfinished: a download, or a deletion.
+            folders = sorted(
+                path
+                for path in place.iterdir()
+                if is_plain_name(path.name) and not path.name.startswith(".") and path.is_dir() and is_adapter(path)
+            )
         except OSError:
             continue
         for folder in folders:
@@ -40,10 +44,9 @@ def list_adapters(base: Path | None = None) -> list[Path]:
     return list(found.values())
 
 
-def delete_adapter(name: str) -> Path:
-    """Delete the adapter called `name` in adapters/, or the link to it; its folder. Raises InputError for any other."""
-    folder = adapters_dir() / name
-    if not is_plain_name(name) or not is_adapter(folder):
+def shared_adapter(name: str) -> Path:
+    """The folder of the adapter called `name` in adapters/. Raises InputError for any other."""
+    found = next((folder for folder in list_adapters() if folder.name == name), None)
+    if found is None:
         raise InputError("adapter_unknown", name=quoted_text(name), folder=printable(str(adapters_dir())))
-    remove(folder)
-    return folder
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from core.common.errors import DeckError
@@ -48,6 +49,8 @@ class Answer:
         # With log-probabilities, where the request asks for them: of the answer, and of the prompt from its first on.
         self.tokens: tuple[TokenInfo, ...] = ()
         self.prompt_scores: tuple[TokenInfo, ...] = ()
+        # The folder of the LoRA adapter that it is written with.
+        self.adapter: Path | None = None
         # False where a client of the API asked: pages need not follow such an answer.
         self.is_for_page = True
         self._cancel = cancel

@@ -189,6 +189,7 @@ class Runner(EngineBase):
             if self._state.phase != "ready" or self._worker is None:
                 raise EngineError("nothing_loaded")
             answer = Answer(next(self._numbers), self._cancel)
+            answer.adapter = options.adapter.folder if options.adapter is not None else None
             self._worker.send(Generate(answer.request, prompt, sampling, continues, client, thought, options))
             self._keep(answer)
             return answer

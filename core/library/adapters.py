@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -46,9 +46,33 @@ def find_adapters(checkpoint: Checkpoint) -> list[FoundAdapter]:
         except DeckError as error:
             found.append(FoundAdapter(folder, None, error))
             continue
-        base = str(checkpoint.config.get("_name_or_path") or "")
-        found.append(FoundAdapter(folder, shape, None, is_other_base(shape, (checkpoint.name, base))))
+        found.append(FoundAdapter(folder, shape, None, _names_other_base(shape, checkpoint)))
     return found
+
+
+def read_alone(folder: Path) -> FoundAdapter:
+    """One adapter by itself, whatever model it is for."""
+    try:
+        return FoundAdapter(folder, read_adapter(folder))
+    except DeckError as error:
+        return FoundAdapter(folder, None, error)
+
+
+def find_bases(adapter: AdapterShape, models: Iterable[Checkpoint]) -> tuple[list[str], list[str]]:
+    """The names of the models that can have the adapter: of its own base, and of another one with the same shapes."""
+    own: list[str] = []
+    others: list[str] = []
+    for checkpoint in models:
+        try:
+            match_adapter(adapter, checkpoint)
+        except DeckError:
+            continue
+        (others if _names_other_base(adapter, checkpoint) else own).append(checkpoint.name)
+    return own, others
+
+
+def _names_other_base(adapter: AdapterShape, checkpoint: Checkpoint) -> bool:
+    return is_other_base(adapter, (checkpoint.name, str(checkpoint.config.get("_name_or_path") or "")))
 
 
 def read_fitting(folder: Path, checkpoint: Checkpoint) -> AdapterShape:

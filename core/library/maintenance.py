@@ -1,4 +1,5 @@
-"""What is done with the models on disk: verified, deleted, imported. Only models/ is ever written to."""
+"""What is done with the models and adapters on disk: verified, deleted, imported. Only models/ and adapters/ are ever
+written to."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.files import remove, sync
-from core.common.paths import cached_repo, model_name, models_dir
+from core.common.paths import adapters_dir, cached_repo, model_name, models_dir
 from core.common.values import printable
 from core.hub.folders import MARGIN_BYTES, os_errors_explained
 from core.hub.hashing import is_right_file
@@ -86,12 +87,31 @@ def delete(name: str) -> None:
 
     Raises InputError as folder_to_delete() does, DeckError where it cannot be removed.
     """
-    folder = folder_to_delete(name)
+    _remove_at_once(folder_to_delete(name))
+
+
+def adapter_refusal(folder: Path) -> InputError | None:
+    """Why the adapter in `folder` is not deleted: it lies in a model's folder that is elsewhere, and others may use."""
+    model = folder.parent
+    if model == adapters_dir() or not (model.is_symlink() or cached_repo(model)):
+        return None
+    return InputError("delete_adapter_elsewhere", name=printable(folder.name), folder=printable(str(folder.resolve())))
+
+
+def delete_adapter(folder: Path) -> None:
+    """Remove an adapter's folder as `delete` does a model's. Raises InputError where `adapter_refusal` has a reason,
+    DeckError where it cannot be removed."""
+    if (refusal := adapter_refusal(folder)) is not None:
+        raise refusal
+    _remove_at_once(folder)
+
+
+def _remove_at_once(folder: Path) -> None:
     with os_errors_explained(folder):
         if folder.is_symlink():
             folder.unlink()
         else:
-            os.rename(folder, folder.with_name(f"{DELETING}{name}-{os.getpid()}"))
+            os.rename(folder, folder.with_name(f"{DELETING}{folder.name}-{os.getpid()}"))
         sync(folder.parent)
         remove_leftovers(folder.parent, DELETING)
 

@@ -13,7 +13,7 @@ from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.headers import unreadable
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, DeckError, InputError
-from core.common.paths import cached_repo, model_name, models_dir
+from core.common.paths import adapters_dir, cached_repo, model_name, models_dir
 from core.common.values import printable
 from core.hub.record import Record, read_record
 from core.library.hf_cache import readable_snapshots, snapshot_record
@@ -45,9 +45,10 @@ class FolderFacts:
 
 @dataclass(frozen=True, slots=True)
 class DiskUsage:
-    """In bytes: all of models/, unfinished downloads too, and the disk that it is on."""
+    """In bytes: all of models/, and of adapters/ where that is on the same disk, unfinished downloads too; the disk."""
 
     models_bytes: int
+    adapters_bytes: int
     free_bytes: int
     total_bytes: int
 
@@ -146,13 +147,33 @@ def size_bytes(folder: Path) -> int:
 
 def disk_usage() -> DiskUsage:
     """How full the disk with models/ is. Raises CheckpointError where it cannot be read."""
-    base = models_dir()
-    place = next(path for path in (base, *base.resolve().parents) if path.exists())
+    models, adapters = models_dir(), adapters_dir()
+    place = _place(models)
     try:
         usage = shutil.disk_usage(place)
+        has_adapters = adapters.exists() and adapters.stat().st_dev == place.stat().st_dev
     except OSError as error:
         raise unreadable(place, error) from error
-    return DiskUsage(size_bytes(base) if base.exists() else 0, usage.free, usage.total)
+    return DiskUsage(
+        size_bytes(models) if models.exists() else 0,
+        size_bytes(adapters) if has_adapters else 0,
+        usage.free,
+        usage.total,
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """How much is free where `folder` is, or will be. Raises CheckpointError where that cannot be read."""
+    place = _place(folder)
+    try:
+        return shutil.disk_usage(place).free
+    except OSError as error:
+        raise unreadable(place, error) from error
+
+
+def _place(folder: Path) -> Path:
+    """`folder`, or what of its path is there."""
+    return next(path for path in (folder, *folder.resolve().parents) if path.exists())
 
 
 def _raise(error: OSError) -> None:

@@ -112,8 +112,10 @@ def test_an_adapter_of_another_model_is_listed_with_the_reason(home: Path, capfd
     assert "no, see below" in out and "rank 5" in out
 
 
-@pytest.mark.parametrize("name", ["../models/tiny", "nobody", "", "."])
+@pytest.mark.parametrize("name", ["../models/tiny", "nobody", "", ".", ".download-somebody_pirate"])
 def test_only_adapters_are_deleted(home: Path, name: str, capfd: Caught) -> None:
-    write_adapter(home / "adapters" / "pirate", home / "models" / "tiny")
+    for folder in ("pirate", ".download-somebody_pirate"):
+        write_adapter(home / "adapters" / folder, home / "models" / "tiny")
+    assert (home / "adapters" / ".download-somebody_pirate").exists()
     assert main(["adapters", "--delete", name]) == 2
     assert (home / "models" / "tiny").exists() and (home / "adapters" / "pirate").exists()

@@ -11,8 +11,9 @@ from core.common.errors import CheckpointError, DeckError, InputError
 from core.hub.address import Address
 from core.hub.record import FILE, Record, read_record, write_record
 from core.hub.source import RemoteFile, Source
-from core.library.maintenance import delete, import_folder, verify
-from core.library.scan import disk_usage, facts, find, scan
+from core.library.maintenance import delete, delete_adapter, import_folder, verify
+from core.library.scan import disk_usage, facts, find, free_bytes, scan
+from tests.support.adapters import write_adapter
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_models import WEIGHTS, hashes
 
@@ -194,11 +195,33 @@ def test_the_facts_of_a_folder(models: Path) -> None:
     assert found.size_bytes == sum(path.stat().st_size for path in folder.iterdir())
     assert disk_usage().models_bytes == found.size_bytes
     assert disk_usage().free_bytes <= disk_usage().total_bytes
+    adapter = write_adapter(models.parent / "adapters" / "pirate", folder)
+    assert disk_usage().adapters_bytes == sum(path.stat().st_size for path in adapter.iterdir())
 
 
 def test_a_library_that_is_not_there_yet_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "no" / "models"))
-    assert disk_usage().models_bytes == 0 and disk_usage().free_bytes > 0
+    assert disk_usage().models_bytes == disk_usage().adapters_bytes == 0 < disk_usage().free_bytes
+    assert free_bytes(tmp_path / "no" / "adapters") > 0
+
+
+def test_an_adapter_is_deleted_at_once_and_of_a_linked_one_the_link(models: Path, tmp_path: Path) -> None:
+    model, adapters = make(models / "tiny"), models.parent / "adapters"
+    own, origin = write_adapter(adapters / "own", model), write_adapter(tmp_path / "elsewhere", model)
+    linked = adapters / "linked"
+    linked.symlink_to(origin)
+    for folder in (own, linked):
+        delete_adapter(folder)
+    assert list(adapters.iterdir()) == [] and origin.is_dir()
+
+
+def test_an_adapter_in_a_linked_model_is_not_this_librarys(models: Path, tmp_path: Path) -> None:
+    theirs = write_adapter(make(tmp_path / "theirs") / "poet", tmp_path / "theirs")
+    (models / "tiny").symlink_to(tmp_path / "theirs")
+    with pytest.raises(InputError) as caught:
+        delete_adapter(models / "tiny" / "poet")
+    assert caught.value.key == "delete_adapter_elsewhere" and str(theirs) in str(caught.value)
+    assert theirs.is_dir()
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""LoRA adapters on the pages: room for them on Load model, one of them in each chat."""
+"""LoRA adapters on the pages: room for them on Load model, one of them in each chat, and how they are deleted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from core.library.last_model import last_load
 from core.memory.adapter_room import AdapterRoom
 from tests.support.adapters import write_adapter
 from tests.support.checkpoints import Recipe, make_checkpoint
-from tests.support.pages import ask, click, finish, last_message, load, open_tab, run, words
+from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_message, load, open_tab, run, words
 from tests.support.widgets import has, named
 from ui.shared import resources
 
@@ -133,3 +133,90 @@ def test_adapters_are_read_once_until_they_change(home: Path, models: Path, monk
     write_adapter(home / "adapters" / "pirate", models / "tiny", rank=8)
     run(tab)
     assert len(reads) > once and "rank 8" in words(tab)
+
+
+# Deleting ------------------------------------------------------------------------------------------------------------
+
+
+def question_key(model: str, folder: Path) -> str:
+    return f"adapter_delete_{model}_{folder}"
+
+
+def test_an_adapter_is_deleted_where_it_is_shown_with_a_model(home: Path, models: Path) -> None:
+    pirate = write_adapter(home / "adapters" / "pirate", models / "tiny")
+    tab = open_tab("2_Load_Model")
+    assert "Delete this folder" in words(tab)
+    click(tab, question_key("tiny", pirate))
+    assert not pirate.exists() and not list((home / "adapters").iterdir())
+    assert "pirate" not in words(tab) and not has(tab.select_slider, "gauge_adapters_tiny")
+
+
+def test_one_that_answers_now_is_not_deleted(home: Path, models: Path) -> None:
+    pirate = write_adapter(home / "adapters" / "pirate", models / "tiny")
+    load(open_tab(), "tiny")
+    old = open_tab("2_Load_Model")
+    tab = open_tab("3_Chat")
+    named(tab.selectbox, "chat_adapter").set_value("pirate")
+    ask(run(tab), "forever")
+    assert last_answer().wait_for_text(20, WAIT_S)
+    click(old, question_key("tiny", pirate))
+    assert pirate.exists() and "is answering in a chat" in words(old)
+    assert not has(old.button, question_key("tiny", pirate))
+    finish(click(tab, "chat_stop"))
+    click(run(old), question_key("tiny", pirate))
+    assert not pirate.exists()
+    assert "pirate was chosen for this chat" in run(tab).warning[0].value
+
+
+def test_one_that_is_another_by_now_is_not_deleted(home: Path, models: Path) -> None:
+    pirate = write_adapter(home / "adapters" / "pirate", models / "tiny")
+    tab = open_tab("2_Load_Model")
+    (pirate / "adapter_config.json").touch()
+    click(tab, question_key("tiny", pirate))
+    assert "are others than those" in tab.error[0].value and pirate.exists()
+    click(tab, question_key("tiny", pirate))
+    assert not pirate.exists()
+
+
+def test_one_that_another_tab_has_deleted_is_gone(home: Path, models: Path) -> None:
+    pirate = write_adapter(home / "adapters" / "pirate", models / "tiny")
+    first, second = open_tab("2_Load_Model"), open_tab("2_Load_Model")
+    click(first, question_key("tiny", pirate))
+    before = len(second.error)
+    assert len(click(second, question_key("tiny", pirate)).error) == before and "pirate" not in words(second)
+
+
+def test_adapters_of_no_model_here_stand_where_the_disk_is_and_can_be_deleted(home: Path, models: Path) -> None:
+    make_checkpoint(home / "wide", Recipe(hidden=128))
+    write_adapter(home / "adapters" / "pirate", models / "tiny")
+    stranger = write_adapter(home / "adapters" / "stranger", home / "wide", base="me/wide")
+    broken = write_adapter(home / "adapters" / "broken", models / "tiny")
+    (broken / "adapter_model.safetensors").unlink()
+    tab = open_tab("2_Load_Model")
+    assert "trained on me/wide" in words(tab) and "lacks adapter\\_model.safetensors" in words(tab)
+    assert [box.label for box in tab.expander if "no model here" in box.label] == [
+        "LoRA adapters for no model here (2)"
+    ]
+    assert "LoRA adapters" in "".join(element.proto.body for element in tab.get("html"))
+    for folder in (stranger, broken):
+        click(tab, question_key("", folder))
+        assert not folder.exists()
+    assert not [box.label for box in tab.expander if "no model here" in box.label]
+    assert (home / "adapters" / "pirate").exists()
+
+
+def test_one_in_a_models_own_folder_is_deleted_there_unless_the_model_is_linked(home: Path, models: Path) -> None:
+    make_checkpoint(models / "mine")
+    make_checkpoint(home / "elsewhere" / "theirs")
+    (models / "theirs").symlink_to(home / "elsewhere" / "theirs")
+    own = write_adapter(models / "mine" / "poet", models / "mine")
+    linked = write_adapter(home / "elsewhere" / "theirs" / "poet", models / "mine")
+    tab = open_tab("2_Load_Model")
+    assert "only linked here" in words(tab) and not has(tab.button, question_key("theirs", models / "theirs" / "poet"))
+    click(tab, question_key("mine", own))
+    assert not own.exists() and linked.exists() and (models / "mine" / "config.json").exists()
+
+
+def test_an_unfinished_download_is_no_adapter(home: Path, models: Path) -> None:
+    write_adapter(home / "adapters" / ".download-somebody_pirate", models / "tiny")
+    assert "pirate" not in words(open_tab("2_Load_Model"))

@@ -1,21 +1,30 @@
-"""LoRA adapters beside a model on Load model: how many it is to have room for, and which there are."""
+"""LoRA adapters on Load model: how many a model is to have room for, which there are, and how each is deleted."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import streamlit as st
 
+from core.checkpoint.adapters import AdapterShape
+from core.common.errors import DeckError, InputError
+from core.common.values import printable
 from core.library.adapters import FoundAdapter, usual_room
+from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.last_model import last_load
+from core.library.maintenance import adapter_refusal, delete_adapter
+from core.library.scan import LibraryEntry
 from core.memory.adapter_room import MAX_ADAPTERS, NO_ROOM, AdapterRoom
 from ui.load.disk import size_words
-from ui.shared.errors import sentence
+from ui.shared.errors import sentence, show_error
 from ui.shared.i18n import tr
+from ui.shared.icon_buttons import icons
 from ui.shared.markdown import escape
+from ui.shared.resources import engine
 
-# Errors of adapters that are for another model, and nothing else is wrong with them.
-OF_OTHER_MODELS = ("adapter_base_matrix", "adapter_base_shape")
+# Of an adapter that was trained on the model and cannot be used beside it.
+OF_THIS_MODEL = "adapter_plain_matrix"
 
 
 def draw_room(name: str, found: list[FoundAdapter]) -> AdapterRoom:
@@ -35,24 +44,90 @@ def room_now(name: str, drawn: AdapterRoom) -> AdapterRoom:
     return replace(drawn, count=st.session_state.get(_key(name), drawn.count))
 
 
-def draw_found(found: list[FoundAdapter]) -> None:
-    """The adapters in adapters/ and in the model's folder, each with its rank and size, or why it is of no use.
-
-    Those of other models are left out.
-    """
-    told = [one for one in found if one.error is None or one.error.key not in OF_OTHER_MODELS]
-    if not told:
-        return
-    st.markdown(f"**{tr('load.adapters_found')}**")
+def draw_found(entry: LibraryEntry, found: list[FoundAdapter]) -> None:
+    """The adapters of the model, each with its rank and size, or why it is of no use: those in adapters/ that were
+    trained on it, and all in its own folder."""
+    told = [
+        one for one in found if one.error is None or one.error.key == OF_THIS_MODEL or one.folder.parent == entry.folder
+    ]
+    if told:
+        st.markdown(f"**{tr('load.adapters_found')}**")
     for one in told:
-        if one.shape is None:
-            assert one.error is not None
-            st.markdown(f":material/block: **{escape(one.name)}**  \n:small[:gray[{sentence(one.error)}]]")
-            continue
-        about = tr("load.adapter_line", rank=one.shape.rank, size=size_words(one.shape.num_bytes),
-                   base=escape(one.shape.base_name or "-"))  # fmt: skip
-        hint = f"  \n:small[:orange[{tr('load.adapter_other_base')}]]" if one.is_of_other_base else ""
-        st.markdown(f":material/tune: **{escape(one.name)}**  \n:small[:gray[{about}]]{hint}")
+        _draw_one(one, entry.name)
+
+
+def draw_unused(found: list[FoundAdapter]) -> None:
+    """The adapters that no model here can have."""
+    if not found:
+        return
+    is_refused = any(_error_key("", one.folder) in st.session_state for one in found)
+    with st.expander(tr("adapter.unused", count=len(found)), key="adapters_unused", expanded=is_refused,
+                     icon=":material/tune:"):  # fmt: skip
+        for one in found:
+            _draw_one(one, "")
+
+
+def about_words(adapter: AdapterShape) -> str:
+    base = adapter.base_name or "-"
+    return tr("load.adapter_line", rank=adapter.rank, size=size_words(adapter.num_bytes), base=base)
+
+
+def _draw_one(one: FoundAdapter, model: str) -> None:
+    """One adapter as it is shown with `model`, "" for none, and how it is deleted."""
+    if one.shape is None:
+        assert one.error is not None
+        icon, about = ":material/block:", sentence(one.error)
+    else:
+        icon, about = ":material/tune:", about_words(one.shape)
+    hint = f"  \n:small[:orange[{tr('load.adapter_other_base')}]]" if one.is_of_other_base else ""
+    thing = _thing(model, one.folder)
+    with st.container(horizontal=True, vertical_alignment="center", wrap=False):
+        st.markdown(f"{icon} **{escape(one.name)}**  \n:small[:gray[{about}]]{hint}", width="stretch")
+        with icons(f"adapter_{thing}"):
+            with st.popover(tr("library.delete"), icon=":material/delete:", key=f"adapter_ask_{thing}",
+                            help=tr("library.delete")):  # fmt: skip
+                _draw_question(one, thing, model)
+    if refused := st.session_state.pop(_error_key(model, one.folder), None):
+        show_error(refused)
+
+
+def _draw_question(one: FoundAdapter, thing: str, model: str) -> None:
+    if is_in_use(one.folder):
+        st.markdown(tr("adapter.delete_used", name=one.name))
+        return
+    if (refusal := adapter_refusal(one.folder)) is not None:
+        st.markdown(sentence(refusal))
+        return
+    st.markdown(tr("library.delete_question", folder=printable(str(one.folder))))
+    st.button(tr("library.delete_yes"), key=f"adapter_delete_{thing}", type="primary", on_click=_delete,
+              args=(one.folder, fingerprint(one.folder), model))  # fmt: skip
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether an answer is being written, or waits, with the adapter in `folder`."""
+    return any(answer.adapter == folder for answer in engine().running_answers)
+
+
+def _delete(folder: Path, seen: Fingerprint, model: str) -> None:
+    """The page may be old: whether it is in use, and is still the one that was shown, is asked again."""
+    now = fingerprint(folder)
+    if not now or is_in_use(folder):
+        return
+    try:
+        if now != seen:
+            raise InputError("library_other", name=folder.name)
+        delete_adapter(folder)
+    except DeckError as error:
+        st.session_state[_error_key(model, folder)] = error
+
+
+def _thing(model: str, folder: Path) -> str:
+    """What a widget's key says of the adapter in `folder`, which stands with each model that can have it."""
+    return f"{model}_{printable(str(folder))}"
+
+
+def _error_key(model: str, folder: Path) -> str:
+    return f"adapter_error_{_thing(model, folder)}"
 
 
 def _key(name: str) -> str:

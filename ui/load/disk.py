@@ -7,7 +7,7 @@ from html import escape
 import streamlit as st
 
 from core.library.scan import DiskUsage
-from ui.load.bar import BAR, DOT, FREE, LEGEND, PRIMARY, SLATE, TRACK, theme_color
+from ui.load.bar import BAR, DOT, FREE, INDIGO, LEGEND, PRIMARY, SLATE, TRACK, theme_color
 from ui.shared.i18n import text
 
 KB, MB, GB = 10**3, 10**6, 10**9
@@ -28,10 +28,12 @@ def draw_disk(usage: DiskUsage) -> None:
 
 
 def disk_html(usage: DiskUsage) -> str:
-    """The disk from left to right: the models, everything else, what is free."""
-    others = max(0, usage.total_bytes - usage.free_bytes - usage.models_bytes)
+    """The disk from left to right: the models, the adapters where there are any, everything else, what is free."""
+    others = max(0, usage.total_bytes - usage.free_bytes - usage.models_bytes - usage.adapters_bytes)
+    adapters = [(text("library.disk_adapters"), usage.adapters_bytes, theme_color(INDIGO))]
     parts = [
         (text("library.disk_models"), usage.models_bytes, theme_color(PRIMARY)),
+        *(adapters if usage.adapters_bytes else []),
         (text("library.disk_others"), others, theme_color(SLATE)),
         (text("library.disk_free"), usage.free_bytes, None),
     ]

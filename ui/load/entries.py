@@ -64,7 +64,7 @@ def draw_entry(entry: LibraryEntry, state: EngineState, devices: Devices) -> Non
             st.markdown(" ".join(f":gray-badge[{word}]" for word in quantization_words(entry.checkpoint)))
             if is_it and state.facts is not None:
                 _draw_technical(state.facts)
-            draw_found(adapters_of(entry.checkpoint))
+            draw_found(entry, adapters_of(entry.checkpoint))
             draw_upkeep(entry)
 
 

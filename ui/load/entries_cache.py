@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 
 import streamlit as st
 
 from core.checkpoint.adapter_folders import list_adapters
 from core.checkpoint.checkpoint import Checkpoint
-from core.library.adapters import FoundAdapter, find_adapters
+from core.library.adapters import FoundAdapter, find_adapters, read_alone
 from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.scan import LibraryEntry, scan
 from ui.shared.resources import library_entry
@@ -27,6 +29,23 @@ def adapters_of(checkpoint: Checkpoint) -> list[FoundAdapter]:
     own = [checkpoint.path] if checkpoint.path is not None else []
     folders = [*own, *list_adapters(checkpoint.path)]
     return _adapters_of(tuple((os.fsencode(folder), fingerprint(folder)) for folder in folders), checkpoint)
+
+
+def adapters_of_none(entries: Iterable[LibraryEntry]) -> list[FoundAdapter]:
+    """The adapters in adapters/ that none of these models can have."""
+    checkpoints = (entry.checkpoint for entry in entries if entry.checkpoint is not None)
+    used = {one.folder for checkpoint in checkpoints for one in adapters_of(checkpoint) if one.error is None}
+    return [adapter_alone(folder) for folder in list_adapters() if folder not in used]
+
+
+def adapter_alone(folder: Path) -> FoundAdapter:
+    """What core.library.adapters.read_alone gives, without reading again what did not change."""
+    return _adapter_alone(os.fsencode(folder), fingerprint(folder))
+
+
+@st.cache_resource(show_spinner=False, max_entries=MAX_KEPT)
+def _adapter_alone(folder: bytes, seen: Fingerprint) -> FoundAdapter:
+    return read_alone(Path(os.fsdecode(folder)))
 
 
 @st.cache_resource(show_spinner=False, max_entries=MAX_KEPT)

@@ -39,7 +39,7 @@ def draw_here() -> None:
         draw_entry(entry, state, devices)
     if not entries:
         _draw_none()
-    draw_folders()
+    draw_folders(entries)
 
 
 def is_current(name: str, state: EngineState) -> bool:

@@ -15,7 +15,9 @@ from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.hf_cache import cached_snapshots
 from core.library.maintenance import Verification, delete, delete_refusal, import_folder, verify
 from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts, locate
+from ui.load.adapters import draw_unused
 from ui.load.disk import draw_disk, size_words
+from ui.load.entries_cache import adapters_of_none
 from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
@@ -29,10 +31,11 @@ EXAMPLE = "/data/models/TheBloke_Llama-2-7B-Chat-GPTQ"
 PATH_KEY, ERROR_KEY = "library_path", "library_error"
 
 
-def draw_folders() -> None:
-    """Below the models: the disk that they are on, and the way in for a folder from elsewhere."""
+def draw_folders(entries: list[LibraryEntry]) -> None:
+    """Below the models: the disk that they are on, the adapters of none, and the way in for a folder from elsewhere."""
     try:
         draw_disk(disk_usage())
+        draw_unused(adapters_of_none(entries))
         cached_snapshots()
     except DeckError as error:
         show_error(error)
