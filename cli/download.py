@@ -6,7 +6,6 @@ import shlex
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +18,11 @@ from core.common.values import printable
 from core.hub.address import Address
 from core.hub.download_job import DownloadJob
 from core.hub.endpoints import MODELSCOPE, checked_endpoint
-from core.hub.manifest import find_adapter
 from core.hub.progress import JobState
 from core.hub.queue import DownloadQueue
 from core.hub.source import Source, read_source
 from core.library import catalogue
-from core.library.adapters import read_fitting
+from core.library.adapters import find_bases
 from core.library.hf_cache import is_snapshot_of
 from core.library.scan import cached_entries, scan
 
@@ -44,13 +42,10 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """Fetch the model that the arguments name. Ctrl-C keeps what was fetched; the exit code is then 1."""
-    if arguments.adapter:
-        target, downloads = adapters_dir(), DownloadQueue(adapters_dir(), find_weights=find_adapter)
-    else:
-        target, downloads = models_dir(), DownloadQueue()
+    target, downloads = adapters_dir() if arguments.adapter else models_dir(), DownloadQueue()
     try:
         with StopSignals(signal.SIGINT) as stop_signals:
-            job = downloads.add(find_source(arguments))
+            job = downloads.add(find_source(arguments), arguments.adapter)
             for entry in cached_entries():
                 if is_snapshot_of(entry.folder, job.source):
                     terminal.say("download_cached", model=job.source.name, name=entry.name)
@@ -73,12 +68,9 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
 
 def tell_models(folder: Path, terminal: Terminal) -> None:
     """Say which models here can have the adapter in `folder`."""
-    shape, names = read_adapter(folder), []
-    for entry in scan():
-        with suppress(DeckError):
-            if entry.checkpoint is not None:
-                read_fitting(folder, entry.checkpoint)
-                names.append(printable(entry.name))
+    shape = read_adapter(folder)
+    own, others = find_bases(shape, (entry.checkpoint for entry in scan() if entry.checkpoint is not None))
+    names = [*own, *others]
     key = "download_adapter_fits" if names else "download_adapter_alone"
     terminal.say(key, base=shape.base_name or "-", rank=shape.rank, names=", ".join(names))
 

@@ -31,7 +31,7 @@ from core.checkpoint.tensor_names import has_guessing_part, name_tensors
 from core.checkpoint.text_config import has_pictures_left_out, quantization_of, text_config
 from core.checkpoint.tied_head import repeated_heads
 from core.checkpoint.tokenizer_files import has_tokenizer, other_tokenizer
-from core.checkpoint.weight_files import ADAPTER_CONFIG, ModelFiles, Weights, find_weights, has_weights
+from core.checkpoint.weight_files import ModelFiles, Weights, find_weights, has_weights, holds_adapter
 from core.common.errors import CheckpointError
 from core.common.paths import model_name
 from core.common.values import printable
@@ -192,9 +192,11 @@ def read_model(files: ModelFiles, path: Path | None = None) -> tuple[Checkpoint,
 
     Raises CheckpointError: first what no other files would change about this model.
     """
+    if holds_adapter(files.names):
+        raise files.error("not_adapter")
     config = files.read_json("config.json")
     if config is None:
-        raise files.error("not_adapter" if ADAPTER_CONFIG in files.names else "no_config")
+        raise files.error("no_config")
     with other_reasons_first(files.name, config):
         quantization, weights = _read_quantized(files, config)
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not is_computed(name, tensor)}

@@ -27,8 +27,8 @@ QUANTIZED_NAME = re.compile(r"gptq|[2348]-?bit", re.IGNORECASE)
 SHARD = re.compile(r"(?P<stem>.*?)[-_.]?(?P<number>[0-9]{1,6})-of-(?P<total>[0-9]{1,6})\.safetensors")
 
 
-# What PEFT writes beside an adapter's weights.
-ADAPTER_CONFIG = "adapter_config.json"
+# What PEFT writes beside an adapter's weights, and how their names begin.
+ADAPTER_CONFIG, ADAPTER_STEM = "adapter_config.json", "adapter_model"
 
 
 class ModelFiles(Protocol):
@@ -100,6 +100,14 @@ def find_weights(
 def has_weights(names: Collection[str]) -> bool:
     """Whether any file may hold weights, in whatever form, or names such files: without one a model is incomplete."""
     return any(name.endswith((SUFFIX, INDEX_SUFFIX, *PICKLED)) for name in names)
+
+
+def holds_adapter(names: Collection[str]) -> bool:
+    """Whether the files are an adapter and no model: trainers put the base's config.json beside it, but no weights."""
+    others = (name for name in names if not name.startswith(ADAPTER_STEM))
+    return ADAPTER_CONFIG in names and not (
+        "config.json" in names and any(name.endswith((SUFFIX, INDEX_SUFFIX)) for name in others)
+    )
 
 
 def has_codes(names: Collection[str]) -> bool:

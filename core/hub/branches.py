@@ -1,4 +1,4 @@
-"""All branches of a repository, each with the checkpoint that it holds."""
+"""All branches of a repository, each with the checkpoint or the adapter that it holds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from dataclasses import dataclass, replace
 
 import httpx2
 
+from core.checkpoint.adapters import AdapterShape
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.weight_files import holds_adapter
 from core.common.errors import DeckError
 from core.hub.address import DEFAULT_REVISION, Address, check_address
-from core.hub.metadata import Repository, ask_hub, open_client, open_repository, read_repository
+from core.hub.metadata import (
+    Repository,
+    ask_hub,
+    open_client,
+    open_repository,
+    read_adapter_repository,
+    read_repository,
+)
 from core.hub.modelscope import list_branches, open_modelscope
 from core.hub.source import Source
 
@@ -22,11 +31,12 @@ BRANCHES_AT_ONCE = 6
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One branch: the checkpoint that it holds, or the reason why none can be read."""
+    """One branch: the checkpoint or the LoRA adapter that it holds, or the reason why neither can be read."""
 
     name: str
     checkpoint: Checkpoint | None = None
     error: DeckError | None = None
+    adapter: AdapterShape | None = None
 
 
 class BranchReader:
@@ -34,7 +44,7 @@ class BranchReader:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, str, str], Checkpoint] = {}
+        self._known: dict[tuple[str, str, str], Checkpoint | AdapterShape] = {}
 
     def read(self, source: Source, token: str | None = None) -> tuple[Branch, ...]:
         """Every branch of the repository, the main one first. A tag or commit that the address names comes before.
@@ -52,16 +62,18 @@ class BranchReader:
         source = replace(source, address=Address(source.address.repo, name))
         try:
             repository = OPEN[source.kind](client, source)
-            return Branch(name, checkpoint=self._checkpoint(repository))
+            found = self._read_known(repository)
+            return Branch(name, adapter=found) if isinstance(found, AdapterShape) else Branch(name, checkpoint=found)
         except DeckError as error:
             return Branch(name, error=error)
 
-    def _checkpoint(self, repository: Repository) -> Checkpoint:
+    def _read_known(self, repository: Repository) -> Checkpoint | AdapterShape:
         key = (repository.endpoint, repository.address.repo, repository.commit)
         with self._lock:
             known = self._known.get(key)
         if known is None:
-            known = read_repository(repository)
+            read = read_adapter_repository if holds_adapter(repository.files) else read_repository
+            known = read(repository)
             with self._lock:
                 self._known[key] = known
         # Two branches may stand at one commit.

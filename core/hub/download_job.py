@@ -10,7 +10,7 @@ from pathlib import Path
 from core.common.errors import DeckError
 from core.hub.cancellation import Cancelled, CancelToken, Reason
 from core.hub.folders import discard, has_bytes, locked, model_folders
-from core.hub.manifest import FindWeights, find_runnable
+from core.hub.manifest import FindWeights, find_adapter, find_runnable
 from core.hub.model_download import ModelDownload
 from core.hub.progress import FileProgress, JobState, Phase, Speed
 from core.hub.record import read_record
@@ -21,6 +21,11 @@ log = logging.getLogger(__name__)
 # Phases in which a thread works for the job, and those that last until somebody asks for another.
 ACTIVE_PHASES = ("looking", "running", "pausing", "checking")
 TokenFor = Callable[[str], str | None]
+
+
+def id_of(folder_name: str, is_adapter: bool) -> str:
+    """The id of the job that fills this folder: a model and an adapter may be called alike."""
+    return f"adapters/{folder_name}" if is_adapter else folder_name
 
 
 class DownloadJob:
@@ -58,11 +63,16 @@ class DownloadJob:
 
     @property
     def id(self) -> str:
-        return self._folders.name
+        return id_of(self.folder_name, self.is_adapter)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether a LoRA adapter is fetched, and no model."""
+        return self._find_weights is find_adapter
 
     @property
     def folder_name(self) -> str:
-        """The model's name under models/ when it is done."""
+        """The model's name under models/, or the adapter's under adapters/, when it is done."""
         return self._folders.name
 
     @property

@@ -13,10 +13,12 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from core.checkpoint.adapters import AdapterShape, read_adapter_files
 from core.checkpoint.checkpoint import Checkpoint, read_model
 from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, max_json_bytes, parse_header
 from core.checkpoint.weight_files import is_plain_name
@@ -86,6 +88,11 @@ def open_repository(source: Repository) -> Repository:
 
 def read_repository(source: Repository) -> Checkpoint:
     return read_model(RepositoryFiles(source))[0]
+
+
+def read_adapter_repository(source: Repository) -> AdapterShape:
+    """The LoRA adapter that the repository holds. Raises CheckpointError for one that cannot be used."""
+    return read_adapter_files(RepositoryFiles(source), Path(source.name))
 
 
 class RepositoryFiles:

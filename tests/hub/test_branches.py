@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cli.fit import find_checkpoint
+from core.checkpoint.adapters import WEIGHTS
 from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import DeckError, InputError
 from core.hub.address import Address, parse_modelscope
@@ -17,6 +19,7 @@ from core.hub.metadata import open_client
 from core.hub.modelscope import list_files
 from core.hub.queue import DownloadQueue
 from core.hub.source import Source
+from tests.support.adapters import write_adapter
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_standin import HubStandin
 from tests.support.modelscope_standin import ModelScopeStandin
@@ -205,3 +208,16 @@ def test_a_model_is_downloaded_from_modelscope_and_is_the_same(
     downloads.close()
     for file in (root / REPO / "master").iterdir():
         assert (tmp_path / "models" / "some_tiny-GPTQ" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_branch_with_an_adapter_is_one_and_a_refused_one_says_why(hub: HubStandin, root: Path) -> None:
+    model = root / REPO / "main"
+    folder = write_adapter(root / REPO / "lora", model, rank=4, base="meta/tiny")
+    shutil.copy(model / "config.json", folder)
+    (write_adapter(root / REPO / "pickled", model) / WEIGHTS).rename(root / REPO / "pickled" / "adapter_model.bin")
+    found = {branch.name: branch for branch in read(at(hub))}
+    adapter = found["lora"].adapter
+    assert adapter is not None and (adapter.rank, adapter.base_name) == (4, "meta/tiny")
+    assert found["lora"].checkpoint is None and found["main"].checkpoint is not None
+    error = found["pickled"].error
+    assert found["pickled"].adapter is None and error is not None and error.key == "adapter_pickled"

@@ -99,6 +99,7 @@ def test_a_tree_that_is_none_is_said(hub: HubStandin, tmp_path: Path, body: byte
         ([], "hub_no_config"),
         (["model.gguf"], "hub_no_config"),
         (["adapter_config.json", "adapter_model.safetensors"], "hub_not_adapter"),
+        (["adapter_config.json", "adapter_model.safetensors", "config.json", "optimizer.pt"], "hub_not_adapter"),
         (["config.json", "model.gguf"], "hub_no_weights"),
         (["config.json", "pytorch_model.bin"], "not_quantized"),
     ],
@@ -111,6 +112,16 @@ def test_a_repository_of_another_kind_is_refused(
     for name in files or ["README.md"]:
         (origin / name).write_text("{}")
     assert refusal(hub, tmp_path).key == key
+
+
+def test_a_model_with_an_adapter_beside_it_is_a_model(hub: HubStandin, tmp_path: Path, origin: Path) -> None:
+    (origin / "adapter_config.json").write_text("{}")
+    (origin / "adapter_model.safetensors").write_bytes(b"x")
+    downloads = DownloadQueue(tmp_path / "models", lambda endpoint: None, QUICK)
+    job = downloads.add(source_at(hub))
+    assert job.wait(60)
+    downloads.close()
+    assert job.snapshot().error is None and WEIGHTS in [file.name for file in job.snapshot().files]
 
 
 def test_a_quantized_repository_without_safetensors_is_refused(hub: HubStandin, tmp_path: Path, origin: Path) -> None:

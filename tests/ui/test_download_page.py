@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,18 @@ from core.hub.tokens import token_for
 from core.library.scan import read_entry
 from core.starter.build import NAME as STARTER
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.download_page import (
+    begin,
+    can_begin,
+    download_keys,
+    has,
+    open_page,
+    phases,
+    plan_for,
+    search,
+    show,
+    until,
+)
 from tests.support.hub_standin import HubStandin
 from tests.support.pages import click, go, open_tab, run, words
 from tests.support.widgets import named
@@ -28,7 +40,6 @@ from ui.shared.markdown import escape
 REPO = "some/tiny-GPTQ"
 FINE = "gptq-4bit-32g-actorder_True"
 FOLDER = f"some_tiny-GPTQ_{FINE}"
-RUNS = 300
 
 
 @pytest.fixture
@@ -49,55 +60,6 @@ def models(home: Path, hub: HubStandin, no_proxy: None, monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     yield home / "models"
     resources.downloads().close()
-
-
-def until(tab: AppTest, is_so: Callable[[], bool]) -> AppTest:
-    """Draw the page again, as its fragments do, until `is_so`."""
-    for _ in range(RUNS):
-        if is_so():
-            return run(tab)
-        run(tab)
-    raise AssertionError("it never came to that")
-
-
-def open_page(locale: str = "en-US") -> AppTest:
-    return open_tab("1_Download", locale)
-
-
-def search(tab: AppTest, text: str) -> AppTest:
-    tab.text_input(key="find_text").set_value(text)
-    return until(run(tab), lambda: not tab.get("caption") or "…" not in words(tab))
-
-
-def show(tab: AppTest, section: str) -> AppTest:
-    named(tab.segmented_control, "download_section_choice").set_value(section)
-    return run(tab)
-
-
-def plan_for(tab: AppTest, card: str) -> AppTest:
-    tab.selectbox(key="plan_gpu").set_value(card)
-    return run(tab)
-
-
-def has(tab: AppTest, key: str) -> bool:
-    return key in [button.key for button in tab.button]
-
-
-def _download_keys(tab: AppTest) -> list[str]:
-    return [button.key for button in tab.button if str(button.key).startswith("find_download_")]
-
-
-def can_begin(tab: AppTest) -> bool:
-    return bool(_download_keys(tab))
-
-
-def begin(tab: AppTest) -> AppTest:
-    (key,) = _download_keys(tab)
-    return click(tab, key)
-
-
-def phases() -> list[str]:
-    return [job.snapshot().phase for job in resources.downloads().jobs]
 
 
 def download(tab: AppTest, name: str = f"{REPO}:{FINE}") -> AppTest:
@@ -222,7 +184,7 @@ def test_what_does_not_fit_can_be_downloaded_all_the_same(models: Path) -> None:
     run(tab).selectbox(key="catalogue_repo").set_value("TheBloke/Llama-2-70B-Chat-GPTQ")
     plan_for(tab, "RTX 4090")
     assert "does not fit on RTX 4090" in tab.warning[0].value
-    button = named(tab.button, _download_keys(tab)[0])
+    button = named(tab.button, download_keys(tab)[0])
     assert button.label.endswith("anyway")
     assert "recommended" not in " ".join(tab.dataframe[0].value["Verdict"])
 

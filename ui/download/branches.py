@@ -89,10 +89,12 @@ def _report(branch: Branch, devices: Devices) -> Report:
 
 def _row(branch: Branch, report: Report, is_best: bool) -> dict[str, str]:
     row = {tr("download.column_branch"): branch.name}
-    if report is not None or branch.error is not None:
+    if report is not None or branch.error is not None or branch.adapter is not None:
         row[tr("download.column_fits")] = _verdict_words(branch, report, is_best)
     if branch.checkpoint is not None:
         row |= _quantization_cells(branch.checkpoint)
+    if branch.adapter is not None:
+        row[tr("download.column_file")] = size_words(branch.adapter.num_bytes)
     if report is not None and not isinstance(report, DeckError):
         row |= {
             tr("download.column_longest"): f"{report.max_context:,}" if report.max_context else "-",
@@ -115,6 +117,8 @@ def _quantization_cells(checkpoint: Checkpoint) -> dict[str, str]:
 def _verdict_words(branch: Branch, report: Report, is_best: bool) -> str:
     if is_best:
         return f"✅ {tr('download.recommended')}"
+    if branch.adapter is not None:
+        return f"🧩 {tr('adapter.label')}"
     if branch.error is not None and branch.error.key in NEEDS_TOKEN:
         return f"🔒 {tr('download.locked')}"
     if report is None or isinstance(report, DeckError):

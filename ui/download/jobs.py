@@ -11,6 +11,7 @@ from core.common.errors import DeckError
 from core.common.urls import host_name
 from core.hub.download_job import DownloadJob
 from core.hub.progress import JobState, Phase
+from ui.download.adapter import NextStep, draw_fetched, draw_way
 from ui.load.disk import size_words
 from ui.shared.engine_status import load
 from ui.shared.errors import sentence, show_error
@@ -70,11 +71,13 @@ def _draw_job(job: DownloadJob) -> None:
     """
     state = job.snapshot()
     with st.container(border=True, key=f"job_entry_{job.id}"):
-        st.markdown(f"**{escape(job.source.name)}**")
+        badge = f" :gray-badge[:material/tune: {tr('adapter.label')}]" if job.is_adapter else ""
+        st.markdown(f"**{escape(job.source.name)}**{badge}")
         _keep_drawn(state.phase, _draw_state, job, state.phase)
         if refused := st.session_state.pop(f"{ERROR_KEY}_{job.id}", None):
             show_error(refused)
-        _draw_buttons(job, state.phase)
+        is_fetched = job.is_adapter and state.phase == "done"
+        _draw_buttons(job, state.phase, draw_fetched(job.folder_name) if is_fetched else None)
         if state.phase != "cancelled":
             with st.expander(tr("jobs.files"), key=f"job_files_{job.id}"):
                 _keep_drawn(state.phase, _draw_files, job)
@@ -119,9 +122,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _draw_buttons(job: DownloadJob, phase: Phase) -> None:
+def _draw_buttons(job: DownloadJob, phase: Phase, step: NextStep | None) -> None:
+    """`step`: what comes next for an adapter that is complete."""
     with st.container(horizontal=True):
-        if phase == "done":
+        if step is not None:
+            draw_way(step, job.id)
+        if phase == "done" and not job.is_adapter:
             st.button(tr("jobs.load"), key=f"job_load_{job.id}", icon=":material/play_arrow:", type="primary",
                       on_click=_load, args=(job.folder_name,))  # fmt: skip
         elif phase in ("paused", "failed"):

@@ -10,13 +10,17 @@ import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import CheckpointError, DeckError
+from core.common.paths import models_dir
 from core.common.urls import host_name
 from core.hub.address import Address
 from core.hub.branches import Branch
+from core.hub.download_job import id_of
 from core.hub.source import Source, folder_name
 from core.hub.tokens import token_for
 from core.library.hf_cache import is_snapshot_of
-from core.library.scan import LibraryEntry, disk_usage
+from core.library.scan import LibraryEntry, free_bytes
+from ui.download.adapter import draw_adapter
+from ui.download.begin import draw_button, draw_running, is_on_its_way, show_refused, warn_of_room
 from ui.download.branches import CHATS, NEEDS_TOKEN, choose_branch, known_branches, listed_branches
 from ui.download.source import draw_token
 from ui.load.disk import size_words
@@ -28,14 +32,14 @@ from ui.shared.fragment import redraw_alone
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 from ui.shared.pending import answer, failed
-from ui.shared.resources import branch_reader, downloads
-from ui.shared.routing import LOAD_PAGE, go_to, show_section
-
-REFUSED_KEY = "download_refused"
+from ui.shared.resources import branch_reader
+from ui.shared.routing import LOAD_PAGE, go_to
 
 
 def draw_repository(source: Source, devices: Devices, is_listed: bool = False) -> None:
     """Everything about `source`: its page, its branches, the chosen one's verdict, what a download would fetch.
+
+    A branch with a LoRA adapter is told and fetched as one.
 
     `is_listed`: it comes from the list of recommended models, so that its main branch is known without a network.
     """
@@ -47,9 +51,12 @@ def draw_repository(source: Source, devices: Devices, is_listed: bool = False) -
             _draw_help(source, error)
         return
     chosen = choose_branch(source, branches, devices)
+    named = replace(source, address=Address(source.address.repo, chosen.name))
     if chosen.checkpoint is not None:
         st.caption(tr("download.assumes"))
-        _draw_chosen(replace(source, address=Address(source.address.repo, chosen.name)), chosen.checkpoint, devices)
+        _draw_chosen(named, chosen.checkpoint, devices)
+    elif chosen.adapter is not None:
+        draw_adapter(named, chosen.adapter)
     elif chosen.error is not None:
         show_error(chosen.error)
         _draw_help(source, chosen.error.key)
@@ -96,17 +103,15 @@ def _draw_chosen(source: Source, checkpoint: Checkpoint, devices: Devices) -> No
     try:
         folder = folder_name(source)
         here = _on_disk(source, folder)
-        free = disk_usage().free_bytes
+        free = free_bytes(models_dir())
     except DeckError as error:
         show_error(error)
         return
     with st.container(border=True):
         if here is not None:
             _draw_here(here)
-        elif any(
-            job.folder_name == folder and job.snapshot().phase not in ("done", "cancelled") for job in downloads().jobs
-        ):
-            _draw_running()
+        elif is_on_its_way(id_of(folder, is_adapter=False)):
+            draw_running()
         else:
             _draw_plan(source, folder, free, checkpoint, devices)
 
@@ -125,11 +130,6 @@ def _draw_here(entry: LibraryEntry) -> None:
               on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
 
 
-def _draw_running() -> None:
-    st.markdown(f":primary[:material/downloading:] {tr('find.is_running')}")
-    st.button(tr("find.show_downloads"), key="find_show", icon=":material/list:", on_click=show_section, args=("jobs",))
-
-
 def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, devices: Devices) -> None:
     """What will be fetched, and whether there is room for it."""
     size = checkpoint.size_bytes
@@ -142,29 +142,13 @@ def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, d
     card = names_of(devices) or tr("gauge.this_cpu")
     if not isinstance(report, DeckError) and not fits:
         st.warning(tr("find.fits_not", card=card), icon=":material/warning:")
-    if free < size:
-        st.warning(tr("find.no_room", size=size_words(size), free=size_words(free)), icon=":material/hard_drive:")
+    warn_of_room(size, free)
     with st.container(gap="xsmall"):
         if fits:
-            _draw_button(source, folder, tr("find.download", size=size_words(size)))
+            draw_button(source, folder, tr("find.download", size=size_words(size)))
         else:
             with st.popover(tr("find.download", size=size_words(size)), icon=":material/download:", width="stretch"):
                 st.markdown(tr("find.download_question", card=card))
-                _draw_button(source, folder, tr("find.download_anyway", size=size_words(size)))
+                draw_button(source, folder, tr("find.download_anyway", size=size_words(size)))
         st.caption(tr("find.plan", folder=folder, free=size_words(free)))
-    if error := st.session_state.pop(f"{REFUSED_KEY}_{folder}", None):
-        show_error(error)
-
-
-def _draw_button(source: Source, folder: str, words: str) -> None:
-    st.button(words, icon=":material/download:", type="primary", width="stretch",
-              key=f"find_download_{folder}_{source.kind}_{source.endpoint}", on_click=_begin,
-              args=(source, folder))  # fmt: skip
-
-
-def _begin(source: Source, folder: str) -> None:
-    try:
-        downloads().add(source)
-        show_section("jobs")
-    except DeckError as error:
-        st.session_state[f"{REFUSED_KEY}_{folder}"] = error
+    show_refused(id_of(folder, is_adapter=False))

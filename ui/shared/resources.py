@@ -15,13 +15,12 @@ from core.chat.recorder import Recorder
 from core.chat.service import ChatService
 from core.chat.store import ChatStore
 from core.common.background import TaskPool
-from core.common.paths import adapters_dir, person_dir
+from core.common.paths import person_dir
 from core.common.preferences import Preferences
 from core.engine.rate import TokenRate
 from core.engine.runner import Runner
 from core.gpu.monitor import Monitor
 from core.hub.branches import BranchReader
-from core.hub.folders import is_fetching
 from core.hub.queue import DownloadQueue
 from core.library.scan import LibraryEntry, read_entry
 from core.personas.lorebooks import Lorebooks
@@ -115,8 +114,7 @@ def quantizing() -> QuantizeQueue:
 @st.cache_resource(show_spinner=False, on_release=IdleWatch.close)
 def idle_watch() -> IdleWatch:
     """How long nothing was done; serve.py starts what follows from it."""
-    # Of adapters the command line alone fetches any.
-    return IdleWatch(engine(), lambda: downloads().is_busy or quantizing().is_busy or is_fetching(adapters_dir()))
+    return IdleWatch(engine(), lambda: downloads().is_busy or quantizing().is_busy)
 
 
 @st.cache_resource(show_spinner=False)
