@@ -8,6 +8,7 @@ vLLM's packages, vLLM is measured with `enable_lora` and without, once our engin
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import sys
 from collections.abc import Callable
@@ -62,12 +63,16 @@ def main() -> int:
 def make_adapters(folder: Path, model: Path, count: int, rank: int) -> list[AdapterUse]:
     """Random adapters of all quantized matrices; those that lie there already are not made again."""
     uses = []
-    for number in range(count):
-        name = f"rank{rank}-{number}"
-        if not (folder / name / "adapter_config.json").is_file():
-            write_adapter(folder / name, model, rank, ending="", spread=SPREAD, seed=number)
-            name_targets(folder / name / "adapter_config.json", model)
-        uses.append(AdapterUse(name, folder / name))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as lock:
+        # Both engines' jobs may begin at once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for number in range(count):
+            name = f"rank{rank}-{number}"
+            if not (folder / name / "adapter_config.json").is_file():
+                write_adapter(folder / name, model, rank, ending="", spread=SPREAD, seed=number)
+                name_targets(folder / name / "adapter_config.json", model)
+            uses.append(AdapterUse(name, folder / name))
     return uses
 
 

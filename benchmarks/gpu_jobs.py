@@ -40,9 +40,9 @@ MORE_TESTS = {
 # Of the smallest card that this is for.
 CARD_GIB = 139
 # Beside a model: what a table's chats, graphs and workspaces take of the card, of an H200's for 128 chats of a 7B.
-CHATS_GIB, MANY_CHATS_GIB, VLLM_GIB = 20, 60, 10
+CHATS_GIB, MANY_CHATS_GIB, VLLM_GIB = 18, 60, 7
 TESTS_GIB = 16
-OURS_S, VLLM_S = 90.0, 250.0
+OURS_S, VLLM_S = 75.0, 200.0
 LLAMA_CPP_S = {"7B": 50.0, "13B": 70.0, "70B": 210.0}
 
 
@@ -151,7 +151,7 @@ def llama_cpp_job(model: str, shape: str, places: Places) -> Job:
 def adapter_job(engine: str, places: Places) -> Job:
     arguments = ["-m", "benchmarks.adapter_speed", str(places.folder), "--engines", engine]
     arguments += ["--results", str(places.results), *(vllm_arguments(places) if engine == "vllm" else [])]
-    seconds, gib = (80.0, CHATS_GIB) if engine == "ours" else (330.0, 16 + VLLM_GIB)
+    seconds, gib = (90.0, CHATS_GIB) if engine == "ours" else (330.0, 16 + VLLM_GIB)
     return Job(f"adapters: {engine}", tuple(arguments), seconds, ("7B",), card_gib=MODEL_GIB["7B"] + gib)
 
 

@@ -45,6 +45,7 @@ MODELS = {
     "70B": ("70B",),
     "Llama-3.1-8B": ("Llama-3.1-8B",),
 }
+GROUPED_HEADS = {"Qwen3-30B-A3B", "Mixtral-8x7B"}
 SPARE_TOKENS = 16
 VLLM_LIMITS = Limits(start_s=400.0, answer_s=120.0)
 # Less than that is too little to start an engine and ask it.
@@ -132,8 +133,8 @@ CASES = {
 
 
 def vllm_cache_gib(case: Case) -> int:
-    """Where others share the card: enough for every chat of a 7B without grouped heads, whose cache is the largest."""
-    return 16 * max(1, case.num_chats // 32)
+    """Where others share the card: enough for every chat; those without grouped heads and with states need the most."""
+    return (8 if case.model in GROUPED_HEADS else 16) * max(1, case.num_chats // 32)
 
 
 class Asked(Protocol):
