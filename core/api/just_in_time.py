@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from core.api.errors import ApiError
 from core.api.intake import Intake
+from core.api.model_tag import without_tag
 from core.api.served_model import no_such_model, require_adapter
 from core.common.errors import DeckError
 from core.common.paths import model_name
@@ -38,9 +39,10 @@ class JustInTime:
         """Wait until a request for `name` can be answered or refused. Raises ApiError, EngineError."""
         if (loader := self._loader) is None:
             return
-        state = self._engine.state
+        state, wanted = self._engine.state, None
+        if not (state.phase == "ready" and name in (None, state.model)):
+            name, wanted = await self._intake.run(lambda: self._meant(loader, name))
         is_there = state.phase == "ready" and name in (None, state.model)
-        wanted = None if is_there else await self._intake.run(lambda: self._wanted(loader, name))
         if self._bringing is None:
             if wanted is None:
                 # A name that means nothing wakes no model.
@@ -55,6 +57,13 @@ class JustInTime:
             # Whoever came first has it: a model that goes on being asked for would never leave.
             raise ApiError("api_loading", name=self._bringing[0].name, percent=self._percent())
         await self._wait(self._bringing[1])
+
+    def _meant(self, loader: ModelLoader, name: str | None) -> tuple[str | None, WantedModel | None]:
+        """The name without Ollama's tag, and what is to be brought for it."""
+        state = self._engine.state
+        asleep = None if state.asleep is None else model_name(state.asleep.folder)
+        name = without_tag(name, (state.model, asleep))
+        return name, self._wanted(loader, name)
 
     def _wanted(self, loader: ModelLoader, name: str | None) -> WantedModel | None:
         """Raises an error for what no load would make answer: nothing is to be unloaded, or woken, for that."""

@@ -10,6 +10,7 @@ from core.api.http_call import HttpCall
 from core.api.intake import Intake
 from core.api.json_text import to_json
 from core.api.just_in_time import JustInTime
+from core.api.model_tag import TAG
 from core.api.prompt_size import check_size
 from core.api.prompts import render_messages
 from core.api.schema import DetokenizeRequest, TokenizeRequest
@@ -71,17 +72,18 @@ class Models:
         return found + list_loadable(entry for entry in loadable if entry.name not in here)
 
     async def get(self, call: HttpCall) -> None:
-        wanted = same_name(call.request.path_params["id"])
+        name = call.request.path_params["id"]
+        await call.json(await self._intake.run(lambda: self.find(name)))
 
-        def find() -> dict[str, Any]:
-            for one in self.find_all():
-                if same_name(one["id"]) == wanted:
-                    return one
-            raise self.unknown(call.request.path_params["id"])
+    def find(self, name: str) -> dict[str, Any]:
+        """The one of this name, also with Ollama's tag, for a thread. Raises DeckError where there is none."""
+        found = {same_name(one["id"]): one for one in reversed(self.find_all())}
+        for wanted in (name, name.removesuffix(f":{TAG}")):
+            if (one := found.get(same_name(wanted))) is not None:
+                return one
+        raise self._unknown(name)
 
-        await call.json(await self._intake.run(find))
-
-    def unknown(self, name: str) -> DeckError:
+    def _unknown(self, name: str) -> DeckError:
         """Why there is no model of this name."""
         state = self._engine.state
         if state.asleep is not None:

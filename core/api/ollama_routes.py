@@ -25,7 +25,6 @@ from core.common.errors import DeckError
 from core.common.paths import model_name
 from core.engine.interface import Engine
 from core.library.scan import read_entry
-from core.personas.names import same_name
 from core.standby.loader import ModelLoader
 
 # Clients refuse one that is too old for what they want to use.
@@ -108,11 +107,7 @@ class Ollama:
         await call.json(shown)
 
     def _show(self, request: NamedModel) -> Body:
-        wanted = same_name(request.model)
-        for one in self._models.find_all():
-            if same_name(one["id"]) == wanted:
-                return self._shown(one)
-        raise self._models.unknown(request.model)
+        return self._shown(self._models.find(request.model))
 
     def _shown(self, one: Body) -> Body:
         checkpoint, template = self._checkpoint(one, self._loadable()), ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.api.errors import ApiError
+from core.api.model_tag import without_tag
 from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.presets import read_recommended
 from core.checkpoint.adapter_folders import list_adapters
@@ -56,6 +57,7 @@ class ServedModel:
 
     def named(self, name: str | None) -> tuple[ServedModel, str | None]:
         """With the adapter of a name like "MODEL:ADAPTER", and the model's name without it. Raises ApiError."""
+        name = without_tag(name, (self.name,))
         wanted = adapter_in(name, self.name)
         if wanted is None:
             return self, name

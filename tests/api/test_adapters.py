@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def test_an_adapter_answers_by_its_models_name_and_its_own(url: str) -> None:
     assert "AdapterUse(name='pirate'" in text.choices[0].text
     plain = client.completions.create(model=MODEL, prompt="settings")
     assert "adapter=None" in plain.choices[0].text
+
+
+def test_an_adapter_may_be_called_as_ollamas_tag_is(url: str, api_home: Path) -> None:
+    body = {"model": f"{MODEL}:latest", "prompt": "settings"}
+    plain = httpx2.post(f"{url}/v1/completions", json=body, timeout=WAIT_S).json()
+    assert "adapter=None" in plain["choices"][0]["text"] and plain["model"] == body["model"]
+    folder = write_adapter(api_home / "adapters" / "latest", api_home / "models" / MODEL)
+    adapted = httpx2.post(f"{url}/v1/completions", json=body, timeout=WAIT_S).json()
+    shutil.rmtree(folder)
+    assert "AdapterUse(name='latest'" in adapted["choices"][0]["text"]
 
 
 def test_an_adapter_that_is_not_there_is_named_with_those_that_are(url: str) -> None:

@@ -246,7 +246,7 @@ def test_an_adapter_that_cannot_answer_takes_no_models_place(url: str, runner: R
     write_adapter(models.parent / "adapters" / "fits", models / OTHER)
     make_checkpoint(models / "wide", Recipe(hidden=128, context_tokens=512))
     write_adapter(models.parent / "adapters" / "wide", models / "wide")
-    missing, wrong = ask(url, f"{OTHER}:latest"), ask(url, f"{OTHER}:wide")
+    missing, wrong = ask(url, f"{OTHER}:missing"), ask(url, f"{OTHER}:wide")
     assert (
         missing.status_code == 404 and "fits" in error(missing)["message"] and "wide" not in error(missing)["message"]
     )
@@ -256,6 +256,15 @@ def test_an_adapter_that_cannot_answer_takes_no_models_place(url: str, runner: R
     note_last_model(LastModel(OTHER, 512, 1))
     assert ask(url, f"{OTHER}:fits", "settings").status_code == 200
     assert f"{OTHER}:fits" in listed(url) and f"{OTHER}:wide" not in listed(url)
+
+
+def test_ollamas_tag_names_no_other_model(url: str, runner: Runner) -> None:
+    set_other_names("load")
+    assert ask(url, f"{OTHER}:latest").status_code == 200 and runner.state.model == OTHER
+    assert runner.sleep()
+    assert ask(url, f"{OTHER}:latest").status_code == 200 and runner.state.model == OTHER
+    set_other_names("refuse")
+    assert ask(url, f"{MODEL}:latest").status_code == 404
 
 
 def test_a_sleeping_models_folder_that_is_gone_is_told(url: str, runner: Runner, models: Path) -> None:

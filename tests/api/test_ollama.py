@@ -155,7 +155,7 @@ def test_tools_and_their_results_become_ours() -> None:
     calls = made["messages"][1]["tool_calls"]
     assert calls[0]["function"] == {"name": "weather", "arguments": '{"at":"Oslo"}'}
     assert [message["tool_call_id"] for message in made["messages"][2:]] == [one["id"] for one in calls]
-    assert (made["model"], made["stream"], made["tools"]) == ("x", True, [tool])
+    assert (made["model"], made["stream"], made["tools"]) == ("x:latest", True, [tool])
     assert made["response_format"] == {"type": "json_object"}
 
 

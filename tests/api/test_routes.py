@@ -18,6 +18,7 @@ import pytest
 from core.api.generation import Choices, begin
 from core.api.generation_request import GenerationRequest
 from core.api.http_call import HttpCall
+from core.api.model_tag import without_tag
 from core.api.served_model import ServedModel
 from core.chat.model_prompt import ModelPrompt
 from core.chat.template import ChatTemplate
@@ -64,6 +65,26 @@ def test_the_model_and_the_characters_are_listed(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("gpt-4")
     assert caught.value.code == "model_not_found"
+
+
+def test_a_name_with_ollamas_tag_is_the_name_without_it(client: openai.OpenAI, url: str) -> None:
+    """Ollama's routes alone knew that."""
+    for name in (MODEL, "Ada"):
+        assert client.models.retrieve(f"{name}:latest").id == name
+        done = client.chat.completions.create(model=f"{name}:latest", messages=asked("hello there"))
+        assert done.choices[0].message.content and done.model == f"{name}:latest"
+    body = {"model": f"{MODEL}:latest", "prompt": "hello"}
+    assert httpx2.post(f"{url}/v1/tokenize", json=body, timeout=WAIT_S).status_code == 200
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        client.chat.completions.create(model="nobody:latest", messages=asked("hello there"))
+
+
+@pytest.mark.parametrize(
+    "name", ["x:latest", "../x:latest", "\0:latest", "\ud800:latest", ":latest", "ü" * 300 + ":latest"]
+)
+def test_a_known_name_keeps_ollamas_tag_and_any_other_loses_it(api_home: Path, name: str) -> None:
+    assert without_tag(name, (name,)) == name
+    assert without_tag(name, (None, "other")) == name.removesuffix(":latest")
 
 
 def test_a_chat_is_answered_whole(client: openai.OpenAI) -> None:

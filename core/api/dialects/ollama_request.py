@@ -23,7 +23,6 @@ LOAD_OPTIONS = frozenset(
 )
 # What stands beside the options; among them it would make another request of this one.
 BESIDE = frozenset({"model", "messages", "prompt", "suffix", "stream", "n", "best_of", "echo"})
-USUAL_TAG = ":latest"
 # As long as the context lets it be; Ollama has three numbers for that.
 ENDLESS = (0, -1, -2)
 
@@ -68,11 +67,11 @@ def _raw_body(body: Body) -> Body:
 
 
 def name_of(body: Body) -> str | None:
-    """The model's name; clients of Ollama add its usual tag. Raises ApiError for what is no name."""
+    """The model's name. Raises ApiError for what is no name."""
     name = body.get("model") or body.get("name")
     if name is not None and not isinstance(name, str):
         raise field_error("model", "a text is wanted")
-    return name.removesuffix(USUAL_TAG) if name is not None else None
+    return name
 
 
 def lets_go(body: Body) -> bool:
