@@ -101,6 +101,8 @@ def _no_adapter(name: str, model: str, known: list[Path]) -> ApiError:
 
 def no_such_model(name: str, answering: str) -> ApiError:
     """For a name that means nothing, where the model `answering` does the others."""
+    # Of an empty one the sentence would have a gap.
+    name = name if name.strip() else f'"{name}"'
     shown = printable(name if len(name) <= MAX_NAME_CHARS else f"{name[:MAX_SHOWN_CHARS]}…")
     key = "api_model_library" if other_names() == "load" else "api_model"
     return ApiError(key, name=shown, loaded=answering)

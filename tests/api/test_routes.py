@@ -87,6 +87,15 @@ def test_a_known_name_keeps_ollamas_tag_and_any_other_loses_it(api_home: Path, n
     assert without_tag(name, (None, "other")) == name.removesuffix(":latest")
 
 
+@pytest.mark.parametrize(("name", "shown"), [("", '""'), (" ", '" "'), (":latest", '""'), ("nobody", "nobody")])
+def test_a_name_that_is_not_there_is_in_the_sentence_also_an_empty_one(url: str, name: str, shown: str) -> None:
+    """An empty one left a gap where its name stands."""
+    for path, body in (("completions", {"prompt": "hello"}), ("messages", {"messages": asked("x"), "max_tokens": 5})):
+        refused = httpx2.post(f"{url}/v1/{path}", json=body | {"model": name}, timeout=WAIT_S)
+        assert refused.status_code == 404
+        assert f"There is no model {shown} here: {MODEL}" in refused.json()["error"]["message"]
+
+
 def test_a_chat_is_answered_whole(client: openai.OpenAI) -> None:
     done = client.chat.completions.create(model=MODEL, messages=asked("hello there"))
     assert done.choices[0].message.content == "You said: hello there "
