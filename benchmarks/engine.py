@@ -98,9 +98,10 @@ class Engine:
                 for chat, prompt in enumerate(prompts)
             ]
             decoded = watch_one(answers[0]) if num_chats == 1 else watch_all(answers)
-            best = max(best, decoded, key=lambda one: (one.is_whole, one.num_tokens))
-            # A rate over half of the tokens is one; that some were missing is said.
-            if best.is_whole or best.num_tokens >= num_chats * new_tokens / 2:
+            best = max(best, decoded, key=lambda one: (one.num_tokens > 0, one.is_whole, one.num_tokens))
+            # A rate over half of the tokens is one; that some were missing is said. There is none where some chats were
+            # done before others began, as where an adapter is read from the disk for the first time.
+            if best.num_tokens and (best.is_whole or best.num_tokens >= num_chats * new_tokens / 2):
                 break
         return best
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ def start(
     if adapters:
         configs = [json.loads((Path(path) / "adapter_config.json").read_text("utf-8")) for path in adapters]
         more |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": max(one["r"] for one in configs)}
+    if find_spec("flashinfer") is None:
+        # vLLM believes that an H200 has it, and fails at the first prompt.
+        more["additional_config"] = {"gdn_prefill_backend": "triton"}
     if num_gpus > 1:
         more["tensor_parallel_size"] = num_gpus
     if cache_bits == 8:

@@ -18,7 +18,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from benchmarks import bench, llama_cpp
-from benchmarks.engine import resident_mib, watch_all
+from benchmarks.engine import Engine, resident_mib, watch_all
 from benchmarks.measuring import (
     ON_GPU,
     Decoded,
@@ -222,6 +222,42 @@ def test_answers_that_ended_before_all_were_written_count_nothing() -> None:
     answers[1].apply(Finished(1, "length", AnswerStats(5, 0, 9, 0.0, 0.1, 0.2, 1)))
     decoded = watch_all(answers)
     assert (decoded.num_tokens, decoded.is_whole) == (0, False)
+
+
+class Written:
+    """An answer that writes a token at each of `looks` looks at it, and then is done."""
+
+    phase, reason, error = "writing", "length", None
+
+    def __init__(self, looks: int) -> None:
+        self.looks, self.num_tokens = looks, 1
+
+    @property
+    def is_running(self) -> bool:
+        if not self.looks:
+            return False
+        self.looks -= 1
+        self.num_tokens += 1
+        return True
+
+    def wait(self) -> None:
+        pass
+
+
+def test_chats_that_ended_before_all_had_begun_are_written_again(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when adapters are read from the disk for the first time: the others are done before the last one begins."""
+    looks = iter([0, 0, 8, 8])
+
+    class Early:
+        def generate(self, *_: object, **__: object) -> Written:
+            return Written(next(looks))
+
+    engine = Engine(Prompts(checkpoint))
+    monkeypatch.setattr(engine, "_runner", Early())
+    decoded = engine.decode(2, 4, 9)
+    assert decoded.is_whole and decoded.num_tokens > 0 and next(looks, None) is None
 
 
 def test_a_failed_answer_is_an_error() -> None:
