@@ -17,6 +17,8 @@ from core.worker.kernels.nvrtc import Argument, CudaModule, read_source
 THREADS = 256
 # MAX_PARTS: the most matrices with one input. MAX_NORMED_ROW: the longest row (elements) that is normed on the way.
 MAX_PARTS, MAX_NORMED_ROW = 3, 8192
+# Whether the product of one row begins while A x is computed, and waits for it at its end alone. No GPU has run it yet.
+LATE_WAIT = False
 NO_PLACE, NOWHERE = -1, 2**31 - 1
 
 
@@ -65,7 +67,7 @@ class LowRankKernels:
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         source = read_source("low_rank.cuh", "low_rank.cu")
-        module = CudaModule(source, {"BF16": int(dtype == torch.bfloat16)}, device)
+        module = CudaModule(source, {"BF16": int(dtype == torch.bfloat16), "LATE_WAIT": int(LATE_WAIT)}, device)
         self._down, self._normed = module.kernel("low_rank_down"), module.kernel("low_rank_down_normed")
         self._up = module.kernel("low_rank_up")
 

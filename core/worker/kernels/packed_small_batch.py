@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from core.worker.kernels.fused_norm import FusedRmsNorm
-from core.worker.kernels.low_rank import LowRankRows
+from core.worker.kernels.low_rank import LATE_WAIT, LowRankRows
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
 from core.worker.kernels.packed_variants import (
     EPILOGUES,
@@ -93,7 +93,7 @@ class SmallBatchKernels:
             for (epilogue, name), one in made.items()
         ]
         source = read_source("codes.cuh", "units.cuh", "low_rank.cuh", "matrices.cu", VARIANTS=lines)
-        defines = defines_for(self._dtype, format) | {"ADAPTERS": int(self._adapters)}
+        defines = defines_for(self._dtype, format) | {"ADAPTERS": int(self._adapters), "LATE_WAIT": int(LATE_WAIT)}
         # The module of 8 warps holds the kernels beside the products.
         defines |= {"PRODUCTS_ALONE": int(warps != 8), "MAX_NORMED": MAX_NORMED}
         module = CudaModule(source, defines, self._device)

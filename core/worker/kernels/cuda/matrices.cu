@@ -179,7 +179,14 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #if ADAPTERS
     prefetch_up<WARPS, COLUMNS, EPILOGUE>(lora, blockIdx.x, rows, tiles);
 #endif
-    pdl_wait();
+    // The kernel before a product of one row is A x, which starts this one only once x is there (low_rank.cu). What it
+    // writes is read at a turn's end.
+    constexpr bool IS_LATE = ADAPTERS && LATE_WAIT && SINGLE_ROW;
+    if (IS_LATE)
+        // Without a wait the first cache may still have an earlier x.
+        __threadfence();
+    else
+        pdl_wait();
 
     if (NORMED) {
         rmsnorm.apply(x, weights.blocks * 64, eps, offset, sums,
@@ -357,6 +364,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                         kept = sum_of ? kept + total[c][n][i] : total[c][n][i];
                     }
         }
+        if (IS_LATE) pdl_wait();
         __syncthreads();
         reduce_and_store<WARPS, ROWS, COLUMNS, EPILOGUE>(all, turn, out, out_row, bias, residual, inverse_permutation,
                                                          rows, tiles, lora);
