@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 MAX_KEPT = 32
 MAX_WHY_CHARS = 300
 CALL_TAGS = ("<tool_call>", "</tool_call>")
-# One space, or a new line with its indent: small models write blanks without end where they may.
-WHITESPACE = r"( ?|\n[ \t]{0,64})"
+# One space, or a new line with its indent, of spaces or of tabs: small models write blanks without end where they may.
+WHITESPACE = r"( ?|\n {0,32}|\n\t{0,8})"
 EXACT = {"whitespace_pattern": WHITESPACE}
 # Of tools' schemas: keywords that cannot be held, such as `not` and `uniqueItems`, are left to the model.
 AS_FAR_AS_CAN_BE = EXACT | {"lenient": True, "coerce_one_of": True}

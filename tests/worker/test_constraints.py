@@ -200,6 +200,33 @@ def test_words_are_free_and_calls_between_them_are_as_their_schema_says(constrai
         assert not is_right, text
 
 
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ('{"name":"a","age":3}', True),
+        ('{ "name": "a", "age": 3 }', True),
+        ('{\n    "name": "a",\n    "age": 3\n}', True),
+        ('{\n\t\t"name": "a",\n\t\t"age": 3}', True),
+        ('{\n' + " " * 33, False),
+        ('{\n' + "\t" * 9, False),
+        ('{\n \t', False),
+        ('{  ', False),
+        ('{\n\n', False),
+    ],
+)  # fmt: skip
+def test_blanks_are_a_space_or_one_line_with_an_indent(constraints: Constraints, text: str, is_right: bool) -> None:
+    """Of 25 answers of the starter one was blanks and tabs until its limit came, so that it was cut off in the
+    middle."""
+    constraint, tokenizer = constraints.make(schema(PERSON)), read_tokenizer_of(constraints)
+    refused = False
+    for token in tokenizer.encode(text, add_special_tokens=False).ids:
+        refused = not unpacked(constraint.allowed(), 384)[token]
+        if refused:
+            break
+        constraint.accept(token)
+    assert refused != is_right
+
+
 def test_an_end_comes_only_where_the_form_is_whole(constraints: Constraints) -> None:
     constraint = constraints.make(Grammar("regex", "ab?"))
     (end, *_) = constraints._ends

@@ -55,7 +55,9 @@ class Weather(Closed):
 
 TOOL = {"type": "function", "function": {"name": "get_weather", "description": "The weather in a city.",
         "parameters": Weather.model_json_schema()}}  # fmt: skip
-SAMPLING = {"temperature": 1.0, "max_tokens": 200}
+# Words may be of escapes of seven tokens a character, and an indent of blanks one by one: an answer that ends at a
+# limit is no whole one.
+SAMPLING = {"temperature": 1.0, "max_tokens": 1200}
 
 
 def get_weather(city: WORD, unit: Literal["C", "F"]) -> str:
