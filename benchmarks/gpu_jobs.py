@@ -201,7 +201,9 @@ def ladder_jobs(places: Places) -> Iterator[Job]:
     plain = [argument for argument in common if argument != "--captured"]
     yield Job("ladder: lean steps, kernel by kernel", (*plain, *sized, *lean), 100.0)
     yield Job("ladder: many chats", (*crowded, "--models", "--adapted"), 100.0)
-    yield Job("ladder: large passes", (*common, *sized, "--chunk-tokens", "2048"), 100.0)
+    large = ["--chunk-tokens", "2048"]
+    yield Job("ladder: large passes", (*common, *sized, *large), 100.0)
+    yield Job("ladder: large passes, experts", (*common, "--adapted", "--models", *today, *large), 150.0)
 
 
 def make_arguments(model: str, folder: Path) -> list[str]:

@@ -54,8 +54,10 @@ def load_ways(
 
 
 def large_sizes(shape: ModelShape, num_tokens: int) -> list[StepSizes]:
-    """Of passes over more tokens of prompts, the fastest first. A recurrent layer reads one prompt at a time."""
-    most = 0 if any(layer.recurrent for layer, _ in shape.layers) else num_tokens
+    """Of passes over more tokens of prompts, the fastest first. A recurrent layer reads one prompt at a time, and gains
+    nothing where prompts are short; experts gain by long ones too, since each pass reads them all."""
+    is_recurrent = any(layer.recurrent for layer, _ in shape.layers)
+    most = num_tokens if shape.has_experts or not is_recurrent else 0
     return [StepSizes(size) for size in LARGE_CHUNK_TOKENS if size <= most]
 
 

@@ -10,6 +10,7 @@ import pytest
 from core.checkpoint.checkpoint import Checkpoint, SettledTensors
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.layers import DenseMlp, Experts
+from core.memory import load_ways
 from core.memory.cpu_fit import check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
@@ -18,6 +19,7 @@ from core.memory.kernels.gptqmodel import TRITON
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.model_shape import read_shape
 from core.memory.plan import mlp_bytes, weight_bytes
+from tests.support.qwen3_5_release import qwen3_5_27b
 from tests.support.release_headers import MIXTRAL_8X7B, QWEN3_30B_A3B, moe_release
 
 RTX_4090 = DeviceMemory("RTX 4090", 24_564, (8, 9), reserved_mib=510)
@@ -44,6 +46,23 @@ def test_qwen3_30b_a3b_fits_a_card_of_24_gb(qwen: Checkpoint) -> None:
     assert report.load.memory[0].weights == pytest.approx(wanted, rel=0.001)
     assert report.max_context == 40960
     assert not check_fit(qwen, [replace(RTX_4090, total_mib=16_376)]).fits
+
+
+def test_long_prompts_are_read_in_larger_passes_where_these_are_allowed(
+    qwen: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pass reads all experts. Recurrent layers alone gain nothing: they read one prompt at a time."""
+    monkeypatch.setattr(load_ways, "LARGE_CHUNK_TOKENS", (2048, 1024))
+    recurrent = read_shape(qwen3_5_27b(is_whole=True), merged=True)
+    experts = read_shape(qwen, merged=True)
+    assert [one.chunk_tokens for one in load_ways.large_sizes(experts, 4096)] == [2048, 1024]
+    assert [one.chunk_tokens for one in load_ways.large_sizes(experts, 1500)] == [1024]
+    assert load_ways.large_sizes(recurrent, 4096) == []
+    both = replace(experts, layers=(*experts.layers, *recurrent.layers))
+    assert len(load_ways.large_sizes(both, 4096)) == 2
+    h200 = DeviceMemory("H200", 143_771, (9, 0), reserved_mib=700)
+    assert check_fit(qwen, [h200], 4096).load.sizes.chunk_tokens == 2048
+    assert check_fit(qwen, [h200], 1024).load.sizes.chunk_tokens == 1024
 
 
 def test_one_token_on_a_cpu_reads_the_experts_that_it_goes_through_alone(qwen: Checkpoint) -> None:
