@@ -12,7 +12,15 @@ def fingerprint(folder: Path) -> Fingerprint:
     """Name, size and time of every file in `folder`; nothing of one that cannot be read."""
     try:
         with os.scandir(os.fsencode(folder)) as files:
-            found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            found = [(file.name, status.st_size, status.st_mtime_ns) for file in files for status in [_status(file)]]
     except OSError:
         return ()
     return tuple(sorted(found))
+
+
+def _status(file: os.DirEntry[bytes]) -> os.stat_result:
+    """Of a link to nothing the link's own."""
+    try:
+        return file.stat()
+    except FileNotFoundError:
+        return file.stat(follow_symlinks=False)

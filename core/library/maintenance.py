@@ -4,6 +4,7 @@ written to."""
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ def _remove_at_once(folder: Path) -> None:
         if folder.is_symlink():
             folder.unlink()
         else:
-            os.rename(folder, folder.with_name(f"{DELETING}{folder.name}-{os.getpid()}"))
+            # Its own name with anything added may be too long for a disk.
+            os.rename(folder, folder.with_name(f"{DELETING}{secrets.token_hex(8)}"))
         sync(folder.parent)
         remove_leftovers(folder.parent, DELETING)
 

@@ -11,6 +11,7 @@ from core.common.errors import CheckpointError, DeckError, InputError
 from core.hub.address import Address
 from core.hub.record import FILE, Record, read_record, write_record
 from core.hub.source import RemoteFile, Source
+from core.library.fingerprint import fingerprint
 from core.library.maintenance import delete, delete_adapter, import_folder, verify
 from core.library.scan import disk_usage, facts, find, free_bytes, scan
 from tests.support.adapters import write_adapter
@@ -91,6 +92,22 @@ def test_a_broken_model_is_deleted_too(models: Path) -> None:
     (models / "broken").mkdir()
     delete("broken")
     assert list(models.iterdir()) == []
+
+
+def test_a_name_as_long_as_a_disk_has_it_is_deleted(models: Path) -> None:
+    """It was to get a longer one first."""
+    (models / ("n" * 255)).mkdir()
+    delete("n" * 255)
+    assert list(models.iterdir()) == []
+
+
+def test_a_folder_with_a_link_to_nothing_is_told_from_a_changed_one(models: Path, tmp_path: Path) -> None:
+    """It looked like a folder that is not there, whatever was in it."""
+    (models / "tiny").mkdir()
+    (models / "tiny" / "README.md").symlink_to(tmp_path / "gone")
+    before = fingerprint(models / "tiny")
+    (models / "tiny" / "config.json").write_text("{}")
+    assert () != before != fingerprint(models / "tiny")
 
 
 def test_of_a_linked_model_only_the_link_is_deleted(models: Path, tmp_path: Path) -> None:
