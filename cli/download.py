@@ -11,6 +11,7 @@ from pathlib import Path
 
 from core.checkpoint.adapters import read_adapter
 from core.common.errors import DeckError, InputError
+from core.common.i18n import translate
 from core.common.paths import adapters_dir, models_dir
 from core.common.signals import StopSignals
 from core.common.terminal import Terminal
@@ -72,7 +73,8 @@ def tell_models(folder: Path, terminal: Terminal) -> None:
     own, others = find_bases(shape, (entry.checkpoint for entry in scan() if entry.checkpoint is not None))
     names = [*own, *others]
     key = "download_adapter_fits" if names else "download_adapter_alone"
-    terminal.say(key, base=shape.base_name or "-", rank=shape.rank, names=", ".join(names))
+    base = shape.base_name or translate(terminal.language, "adapter.base_unnamed")
+    terminal.say(key, base=base, rank=shape.rank, names=", ".join(names))
 
 
 def folder_of(target: Path, job: DownloadJob) -> str:

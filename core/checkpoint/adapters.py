@@ -7,7 +7,6 @@ adapted, so target modules by name, by list, by pattern and as "all-linear" are 
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +17,14 @@ from core.checkpoint.checkpoint import FolderFiles
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.weight_files import ADAPTER_CONFIG, ModelFiles
 from core.common.errors import CheckpointError
+from core.common.paths import cached_repo
 from core.common.values import is_whole, printable, quoted_json
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MAX_RANK = 256
+# So much of what it calls its base is kept, the end with the name: a stranger's text may be of any length.
+MAX_BASE_CHARS = 300
 # `base_model.model.` is PEFT's own wrapper. Some trainers keep the adapter's name between the part and "weight".
 TENSOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[\w-]+)?\.weight$")
 # Patterns of ranks come from strangers: names, dots and ends, and nothing that repeats, cannot take long to match.
@@ -30,6 +32,10 @@ PATTERN = re.compile(r"(?:[\w.$^-]|\\[.d])+")
 MAX_PATTERNS, MAX_PATTERN_CHARS = 10_000, 300
 # All others are for a matcher that needs a time in proportion to the text; to make one of a pattern may take longer.
 MAX_OTHER_PATTERNS = 200
+# What is added to a model's name without making another model of it: its form, and how it was quantized.
+SAME_MODEL = re.compile(
+    r"(?:[-_.](?:hf|unsloth|bnb|nf4|gptq|awq|gguf|fp8|fp16|bf16|int[48]|[2348]-?bit|[0-9]+g))+$", re.IGNORECASE
+)
 # What is beside the language model in one that sees or hears; its layers have the same names within.
 TOWER = re.compile(r"(?:^|[._])(?:vision|visual|vit|image|audio|speech)(?:[._]|$)")
 # Each pattern is held against each module, which pages do whenever they are drawn; so many take half a second.
@@ -125,7 +131,7 @@ def read_adapter_files(files: ModelFiles, path: Path) -> AdapterShape:
     return AdapterShape(
         name=name,
         path=path,
-        base_name=printable(base) if isinstance(base, str) else "",
+        base_name=printable(base[-MAX_BASE_CHARS:]) if isinstance(base, str) else "",
         matrices=_matrices(name, config, tensors),
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         is_transposed=config.get("fan_in_fan_out") is True,
@@ -181,6 +187,8 @@ def _matrix(
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.dtype[0] not in "BF":
         raise CheckpointError("adapter_shapes", adapter=name, module=printable(module), a=str(list(a.shape)),
                               b=str(list(b.shape)))  # fmt: skip
+    if is_whole(rank) and rank == a.shape[0] > MAX_RANK:
+        raise CheckpointError("adapter_rank_limit", adapter=name, module=printable(module), rank=rank, limit=MAX_RANK)
     if not is_whole(rank) or not 1 <= rank <= MAX_RANK or rank != a.shape[0]:
         raise CheckpointError("adapter_rank", adapter=name, module=printable(module), rank=quoted_json(rank),
                               found=a.shape[0], limit=MAX_RANK)  # fmt: skip
@@ -259,8 +267,15 @@ def is_other_base(adapter: AdapterShape, names: tuple[str, ...]) -> bool:
 
     A copy of the same model may have any name; that of a quantized one begins with the model's own.
     """
-    wanted = _letters(os.path.basename(adapter.base_name.rstrip("/")))
+    wanted = _letters(SAME_MODEL.sub("", _base_title(adapter.base_name)))
     return bool(wanted) and not any(wanted in _letters(name) or _letters(name) in wanted for name in names if name)
+
+
+def _base_title(base: str) -> str:
+    """The name alone of what may be a repository, or a path on the trainer's machine, which may be a snapshot in
+    Hugging Face's cache."""
+    path = Path(base.replace("\\", "/"))
+    return (cached_repo(path) or path.name).rpartition("/")[2]
 
 
 def _tail(name: str) -> str:

@@ -90,7 +90,7 @@ def short_reason(error: DeckError) -> str:
         return kind
     if error.key in ("not_quantized_moe", "not_quantized_family", *QUANTIZATION_ERRORS):
         return "quantization"
-    return "adapter" if error.key.startswith("adapter_") else "other"
+    return "adapter" if error.key.startswith(("adapter_", "hub_adapter_")) else "other"
 
 
 def family_name(config: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import httpx2
 
 from core.checkpoint.adapters import read_adapter_files
 from core.checkpoint.checkpoint import Checkpoint, read_model
-from core.checkpoint.weight_files import ModelFiles, is_plain_name
+from core.checkpoint.weight_files import ModelFiles
 from core.common.errors import CheckpointError, DeckError
 from core.common.values import is_whole, quoted_text
 from core.hub import modelscope
@@ -89,8 +89,7 @@ def list_files(client: httpx2.Client, source: Source) -> tuple[Repository, tuple
     """The repository pinned to its commit, and all its files with sizes and hashes."""
     if source.kind == "modelscope":
         commit, files = modelscope.list_files(client, source)
-        names = tuple(sorted(file.name for file in files if is_plain_name(file.name)))
-        return Repository(client, source.endpoint + "/models", source.address, commit, names), files
+        return modelscope.repository_of(client, source, commit, sorted(file.name for file in files)), files
     repository = open_repository(Repository(client, source.endpoint, source.address))
     return repository, tuple(_remote_file(repository, entry) for entry in _tree(repository))
 

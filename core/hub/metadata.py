@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ import httpx2
 from core.checkpoint.adapters import AdapterShape, read_adapter_files
 from core.checkpoint.checkpoint import Checkpoint, read_model
 from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, max_json_bytes, parse_header
-from core.checkpoint.weight_files import is_plain_name
+from core.checkpoint.weight_files import ADAPTER_CONFIG, is_plain_name
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.plain_json import load_json
 from core.common.urls import host_name
@@ -33,7 +33,7 @@ from core.hub.tokens import TOKEN
 TIMEOUT_S = 15.0
 # The whole header of every Llama-2, so that one request is enough.
 FIRST_BYTES = 512 * 1024
-NUM_SUGGESTIONS = 3
+NUM_SUGGESTIONS = NUM_FOLDERS = 3
 # A file's size as a header tells it; one of more digits is none, and Python reads no number of thousands.
 SIZE = re.compile("[0-9]{1,18}")
 
@@ -42,7 +42,8 @@ SIZE = re.compile("[0-9]{1,18}")
 class Repository:
     """One repository at one commit: the names of its files and how to ask for them. `endpoint` has no slash at its end.
 
-    `name` is how sentences call it, `commit` pins all requests to what the first one saw.
+    `name` is how sentences call it, `commit` pins all requests to what the first one saw. `adapter_folders`: where
+    LoRA adapters lie below the top, of which nothing is read.
     """
 
     client: httpx2.Client
@@ -50,6 +51,7 @@ class Repository:
     address: Address
     commit: str = ""
     files: tuple[str, ...] = ()
+    adapter_folders: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -83,7 +85,14 @@ def open_repository(source: Repository) -> Repository:
         raise DeckError("hub_answer", host=source.host)
     names = [str(sibling.get("rfilename")) for sibling in siblings if isinstance(sibling, dict)]
     files = tuple(sorted(name for name in names if is_plain_name(name)))
-    return replace(source, commit=commit, files=files)
+    return replace(source, commit=commit, files=files, adapter_folders=adapter_folders(names))
+
+
+def adapter_folders(names: Iterable[str]) -> tuple[str, ...]:
+    """The folders below a repository's top that hold an adapter, as sentences name them; of many the first ones."""
+    found = (name.rpartition("/") for name in names)
+    folders = sorted(quoted_text(folder) for folder, _, file in found if folder and file == ADAPTER_CONFIG)
+    return (*folders[:NUM_FOLDERS], *(["…"] if len(folders) > NUM_FOLDERS else []))
 
 
 def read_repository(source: Repository) -> Checkpoint:
@@ -109,6 +118,8 @@ class RepositoryFiles:
         "no_weights": "hub_no_weights",
         "several_weights": "hub_several_weights",
     }
+    # What is said of a top without a model or an adapter.
+    _NOTHING = ("no_config", "no_weights", "adapter_none")
 
     def __init__(self, source: Repository) -> None:
         self._source = source
@@ -135,6 +146,8 @@ class RepositoryFiles:
             return read_body(response, size)[:size]
 
     def error(self, key: str, **params: str | int) -> CheckpointError:
+        if (folders := self._source.adapter_folders) and key in self._NOTHING:
+            return CheckpointError("hub_adapter_folders", repo=self.name, folders=", ".join(folders))
         known = self._KEYS.get(key)
         return (
             CheckpointError(known, repo=self.name, **params)

@@ -9,15 +9,16 @@ An unknown revision is no error there: the answer is 200 without files.
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx2
 
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import DeckError, InputError
 from core.common.values import is_whole, quoted_text
 from core.hub.address import DEFAULT_REVISION, MODELSCOPE_MAIN
-from core.hub.metadata import Repository, ask_hub
+from core.hub.metadata import Repository, adapter_folders, ask_hub
 from core.hub.source import RemoteFile, Source
 
 COMMIT_CHARS = 40
@@ -26,7 +27,13 @@ COMMIT_CHARS = 40
 def open_modelscope(client: httpx2.Client, source: Source) -> Repository:
     """The repository, pinned to its commit, so that metadata.read_repository reads it as one of the Hub's."""
     commit, files = list_files(client, source)
-    return Repository(client, source.endpoint + "/models", source.address, commit, tuple(file.name for file in files))
+    return repository_of(client, source, commit, [file.name for file in files])
+
+
+def repository_of(client: httpx2.Client, source: Source, commit: str, names: Sequence[str]) -> Repository:
+    """The repository with these files, as metadata.open_repository gives one of the Hub's."""
+    top = tuple(name for name in names if is_plain_name(name))
+    return Repository(client, source.endpoint + "/models", source.address, commit, top, adapter_folders(names))
 
 
 def list_files(client: httpx2.Client, source: Source) -> tuple[str, tuple[RemoteFile, ...]]:

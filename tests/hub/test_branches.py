@@ -164,6 +164,19 @@ def test_a_branch_that_modelscope_has_not_is_a_sentence_with_those_it_has(models
     assert "v9" in str(caught.value) and "master" in str(caught.value)
 
 
+def test_adapters_below_the_top_are_told_with_their_folders(
+    hub: HubStandin, modelscope: ModelScopeStandin, root: Path
+) -> None:
+    for name in "abcd":
+        folder = root / "me" / "run" / "main" / name
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
+    (root / "me" / "run" / "master").symlink_to(root / "me" / "run" / "main")
+    for source in (Source(Address("me/run", "main"), hub.url), on_modelscope(modelscope, repo="me/run")):
+        error = read(source)[0].error
+        assert error is not None and (error.key, error.params["folders"]) == ("hub_adapter_folders", "a, b, c, …")
+
+
 def test_a_repository_that_modelscope_has_not_is_a_sentence(modelscope: ModelScopeStandin) -> None:
     assert refusal(on_modelscope(modelscope, repo="some/nothing")).key == "hub_unknown_repo"
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.adapter_folders import find_adapter, list_adapters
-from core.checkpoint.adapters import WEIGHTS, is_other_base, match_base, read_adapter
+from core.checkpoint.adapters import MAX_BASE_CHARS, WEIGHTS, is_other_base, match_base, read_adapter
 from core.checkpoint.weight_files import ADAPTER_CONFIG
 from core.common.errors import CheckpointError, InputError
 from core.quantize.options import QuantizeOptions, merge_steps
@@ -162,11 +162,25 @@ def test_a_wrong_base_is_noticed_by_shapes_and_by_name(adapter: Path) -> None:
         ("/data/models/Qwen2.5-7B-Instruct/", "Qwen_Qwen2.5-7B-Instruct", False),
         ("meta-llama/Llama-2-7b-hf", "Qwen2.5-7B-Instruct", True),
         ("", "Qwen2.5-7B-Instruct", False),
+        # As trainers write it: the base's own form, a quantized copy of it, a path on their machine, a cache.
+        ("meta-llama/Llama-2-7b-chat-hf", "TheBloke_Llama-2-7B-Chat-GPTQ", False),
+        ("unsloth/Qwen2.5-7B-Instruct-unsloth-bnb-4bit", "Qwen2.5-7B-Instruct-GPTQ-Int4", False),
+        ("TheBloke/Llama-2-7B-Chat-GPTQ", "Llama-2-7B-Chat-AWQ", False),
+        ("C:\\Users\\me\\models\\Qwen2.5-7B-Instruct", "Qwen2.5-7B-Instruct-GPTQ-Int4", False),
+        ("/cache/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/0123abcd", "Qwen2.5-7B-Instruct-GPTQ", False),
+        ("unsloth/Qwen2.5-3B-Instruct-bnb-4bit", "Qwen2.5-7B-Instruct-GPTQ-Int4", True),
+        ("/cache/hub/models--Qwen--Qwen2.5-3B-Instruct/snapshots/0123abcd", "Qwen2.5-7B-Instruct-GPTQ", True),
+        ("x" * 10_000 + "/Qwen2.5-7B-Instruct", "Qwen2.5-7B-Instruct-GPTQ-Int4", False),
     ],
 )
 def test_the_name_of_the_base_is_a_hint(copy: Path, trained_on: str, name: str, is_other: bool) -> None:
     change_json(copy / ADAPTER_CONFIG, base_model_name_or_path=trained_on or None)
     assert is_other_base(read_adapter(copy), (name,)) is is_other
+
+
+def test_a_base_of_any_length_is_kept_by_its_end(copy: Path) -> None:
+    change_json(copy / ADAPTER_CONFIG, base_model_name_or_path="x" * 10_000 + "/Qwen2.5-7B")
+    assert read_adapter(copy).base_name == "x" * (MAX_BASE_CHARS - 11) + "/Qwen2.5-7B"
 
 
 def test_adapters_are_found_by_path_and_by_name(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

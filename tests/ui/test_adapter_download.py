@@ -11,12 +11,14 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from core.hub.folders import MARGIN_BYTES
 from tests.support.adapters import write_adapter
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.download_page import begin, can_begin, has, open_page, phases, search, show, until
 from tests.support.hub_standin import HubStandin
 from tests.support.pages import WAIT_S, click, go, load, open_tab, run, words
 from tests.support.widgets import named
+from ui.download import adapter
 from ui.shared import resources
 
 REPO, FOLDER = "somebody/pirate", "somebody_pirate"
@@ -138,6 +140,32 @@ def test_a_pickled_adapter_is_refused_before_the_download(hub: HubStandin) -> No
     (hub.root / REPO / "main" / WEIGHTS).rename(hub.root / REPO / "main" / "adapter_model.bin")
     tab = find(REPO)
     assert "can run code" in tab.error[0].value and not can_begin(tab)
+
+
+def test_one_of_too_high_a_rank_is_refused_with_the_limit(hub: HubStandin, checkpoint: Path) -> None:
+    """Whoever was told to download it anew got the same one again."""
+    write_adapter(hub.root / "me" / "high" / "main", checkpoint, rank=512)
+    tab = find("me/high")
+    assert "up to rank 256" in tab.error[0].value and "anew" not in tab.error[0].value and not can_begin(tab)
+
+
+def test_adapters_in_folders_of_a_repository_are_told_where_they_are(hub: HubStandin, checkpoint: Path) -> None:
+    """Trainers push their checkpoints as they lie; it was said to be no GPTQ model, and perhaps GGUF files."""
+    for name in ("checkpoint-100", "checkpoint-200"):
+        write_adapter(hub.root / "me" / "run" / "main" / name, checkpoint)
+    tab = find("me/run")
+    assert "(checkpoint-100, checkpoint-200)" in tab.error[0].value.replace("\\", "") and not can_begin(tab)
+    assert list(tab.dataframe[0].value["Verdict"]) == ["⚠️ unusable adapter"]
+
+
+def test_a_disk_without_the_margin_of_a_download_is_told_before_it(
+    hub: HubStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter of a few kB had room by its size, and its download then failed for want of it."""
+    monkeypatch.setattr(adapter, "free_bytes", lambda folder: MARGIN_BYTES)
+    assert "not enough room on the disk" in find(REPO).warning[0].value
+    monkeypatch.setattr(adapter, "free_bytes", lambda folder: 2 * MARGIN_BYTES)
+    assert not find(REPO).warning
 
 
 def test_an_adapter_beside_its_bases_settings_is_one_all_the_same(hub: HubStandin) -> None:

@@ -17,6 +17,7 @@ from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_message, load, open_tab, run, words
 from tests.support.widgets import has, named
 from ui.shared import resources
+from ui.shared.markdown import escape
 
 
 def loaded_room() -> AdapterRoom:
@@ -215,6 +216,31 @@ def test_one_in_a_models_own_folder_is_deleted_there_unless_the_model_is_linked(
     assert "only linked here" in words(tab) and not has(tab.button, question_key("theirs", models / "theirs" / "poet"))
     click(tab, question_key("mine", own))
     assert not own.exists() and linked.exists() and (models / "mine" / "config.json").exists()
+
+
+def test_of_a_linked_one_the_link_alone_is_asked_for_and_deleted(home: Path, models: Path) -> None:
+    """The question was whether the folder goes, with everything in it."""
+    real = write_adapter(home / "elsewhere" / "pirate", models / "tiny")
+    linked = home / "adapters" / "pirate"
+    linked.parent.mkdir(exist_ok=True)
+    linked.symlink_to(real)
+    tab = open_tab("2_Load_Model")
+    assert any("Remove this link" in one.value and escape(str(linked)) in one.value for one in tab.markdown)
+    click(tab, question_key("tiny", linked))
+    assert not linked.is_symlink() and (real / "adapter_config.json").is_file()
+
+
+def test_one_with_a_link_to_nothing_in_it_is_deleted_too(home: Path, models: Path) -> None:
+    """Nothing happened, and nothing was said."""
+    pirate = write_adapter(home / "adapters" / "pirate", models / "tiny")
+    (pirate / "README.md").symlink_to(home / "gone")
+    click(open_tab("2_Load_Model"), question_key("tiny", pirate))
+    assert not pirate.exists()
+
+
+def test_one_that_names_no_base_says_so(home: Path, models: Path) -> None:
+    write_adapter(home / "adapters" / "pirate", models / "tiny")
+    assert "trained on a model that it does not name" in words(open_tab("2_Load_Model"))
 
 
 def test_an_unfinished_download_is_no_adapter(home: Path, models: Path) -> None:

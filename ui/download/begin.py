@@ -6,6 +6,7 @@ import streamlit as st
 
 from core.common.errors import DeckError
 from core.hub.download_job import id_of
+from core.hub.folders import MARGIN_BYTES
 from core.hub.source import Source
 from ui.load.disk import size_words
 from ui.shared.errors import show_error
@@ -26,8 +27,10 @@ def draw_running() -> None:
 
 
 def warn_of_room(size_bytes: int, free_bytes: int) -> None:
-    if free_bytes < size_bytes:
-        words = tr("find.no_room", size=size_words(size_bytes), free=size_words(free_bytes))
+    """As the download itself counts, which leaves a margin: that is most of what a small adapter needs."""
+    needed_bytes = size_bytes + MARGIN_BYTES
+    if free_bytes < needed_bytes:
+        words = tr("find.no_room", size=size_words(needed_bytes), free=size_words(free_bytes))
         st.warning(words, icon=":material/hard_drive:")
 
 

@@ -18,7 +18,7 @@ from core.library.scan import LibraryEntry
 from core.memory.adapter_room import MAX_ADAPTERS, NO_ROOM, AdapterRoom
 from ui.load.disk import size_words
 from ui.shared.errors import sentence, show_error
-from ui.shared.i18n import tr
+from ui.shared.i18n import text, tr
 from ui.shared.icon_buttons import icons
 from ui.shared.markdown import escape
 from ui.shared.resources import engine
@@ -68,7 +68,7 @@ def draw_unused(found: list[FoundAdapter]) -> None:
 
 
 def about_words(adapter: AdapterShape) -> str:
-    base = adapter.base_name or "-"
+    base = adapter.base_name or text("adapter.base_unnamed")
     return tr("load.adapter_line", rank=adapter.rank, size=size_words(adapter.num_bytes), base=base)
 
 
@@ -98,9 +98,15 @@ def _draw_question(one: FoundAdapter, thing: str, model: str) -> None:
     if (refusal := adapter_refusal(one.folder)) is not None:
         st.markdown(sentence(refusal))
         return
-    st.markdown(tr("library.delete_question", folder=printable(str(one.folder))))
+    st.markdown(delete_question(one.folder))
     st.button(tr("library.delete_yes"), key=f"adapter_delete_{thing}", type="primary", on_click=_delete,
               args=(one.folder, fingerprint(one.folder), model))  # fmt: skip
+
+
+def delete_question(folder: Path) -> str:
+    """What goes where a model's or an adapter's folder is deleted: of a linked one the link alone."""
+    key = "library.delete_link" if folder.is_symlink() else "library.delete_question"
+    return tr(key, folder=printable(str(folder)))
 
 
 def is_in_use(folder: Path) -> bool:

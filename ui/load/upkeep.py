@@ -10,12 +10,11 @@ from core.common.background import Task
 from core.common.errors import DeckError, InputError
 from core.common.paths import COMMIT_CHARS, models_dir
 from core.common.urls import host_name
-from core.common.values import printable
 from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.hf_cache import cached_snapshots
 from core.library.maintenance import Verification, delete, delete_refusal, import_folder, verify
 from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts, locate
-from ui.load.adapters import draw_unused
+from ui.load.adapters import delete_question, draw_unused
 from ui.load.disk import draw_disk, size_words
 from ui.load.entries_cache import adapters_of_none
 from ui.shared.errors import sentence, show_error
@@ -90,7 +89,7 @@ def _draw_buttons(entry: LibraryEntry, seen: Fingerprint) -> None:
             if (refusal := delete_refusal(entry.folder)) is not None:
                 st.markdown(sentence(refusal))
                 return
-            st.markdown(tr("library.delete_question", folder=printable(str(entry.folder))))
+            st.markdown(delete_question(entry.folder))
             st.button(tr("library.delete_yes"), key=f"library_delete_{name}", type="primary",
                       on_click=_delete, args=(name, seen))  # fmt: skip
 
