@@ -139,6 +139,14 @@ def test_every_text_gets_exactly_the_values_that_it_quotes() -> None:
     assert wrong == []
 
 
+def test_no_value_of_a_text_is_escaped_twice() -> None:
+    """tr() escapes its values: what was escaped before shows its backslashes."""
+    for where, call in calls(DASHBOARD):
+        if called(call) == "tr":
+            inner = [node for value in call.keywords for node in ast.walk(value) if isinstance(node, ast.Call)]
+            assert not [node for node in inner if called(node) == "escape"], where
+
+
 def test_every_error_of_core_has_a_sentence_with_exactly_its_values() -> None:
     errors = raised_errors()
     assert len(errors) > 30

@@ -191,6 +191,7 @@ def test_one_of_another_base_with_the_same_shapes_is_told_as_such(hub: HubStandi
 
 
 def test_deleted_and_fetched_again(home: Path, hub: HubStandin) -> None:
-    fetched(begin(find(REPO)))
+    tab = fetched(begin(find(REPO)))
     click(go(open_tab(), "2_Load_Model"), f"adapter_delete_tiny_{home / 'adapters' / FOLDER}")
+    assert "It was deleted or changed since" in words(run(tab)) and not has(tab, f"adapter_load_{JOB}")
     assert can_begin(find(REPO))

@@ -105,6 +105,17 @@ def test_a_chat_says_that_its_adapter_is_not_the_next_models(home: Path, models:
     assert ["pirate was chosen for this chat" in one.value for one in run(tab).warning] == [True]
 
 
+def test_the_name_of_one_that_is_gone_is_said_letter_by_letter(home: Path, models: Path) -> None:
+    """Each download has such a name, and was said to be somebody\\_pirate."""
+    write_adapter(home / "adapters" / "somebody_pirate", models / "tiny")
+    load(open_tab(), "tiny")
+    tab = open_tab("3_Chat")
+    named(tab.selectbox, "chat_adapter").set_value("somebody_pirate")
+    run(tab)
+    shutil.rmtree(home / "adapters" / "somebody_pirate")
+    assert f"adapter {escape('somebody_pirate')} was chosen" in run(tab).warning[0].value
+
+
 def test_a_chat_offers_the_adapters_that_its_model_can_have(home: Path, models: Path) -> None:
     write_adapter(home / "adapters" / "pirate", models / "tiny")
     broken = write_adapter(home / "adapters" / "broken", models / "tiny")

@@ -9,7 +9,6 @@ from ui.chat.adapter_choice import adapter_of, adapters_here, fitting_adapters
 from ui.chat.chat_settings import change_settings
 from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of
-from ui.shared.markdown import escape
 from ui.shared.resources import engine
 
 
@@ -39,4 +38,4 @@ def say_adapter_is_gone(info: ChatInfo) -> None:
     """An answer without the adapter looks like one with it."""
     state, wanted = engine().state, info.settings.get("adapter")
     if wanted and state.phase == "ready" and adapter_of(info, state) is None:
-        st.warning(tr("chat.adapter_gone", name=escape(str(wanted))), icon=":material/tune:")
+        st.warning(tr("chat.adapter_gone", name=str(wanted)), icon=":material/tune:")

@@ -88,9 +88,10 @@ def draw_way(step: NextStep, job_id: str) -> None:
 
 
 def draw_fetched(folder: str) -> NextStep | None:
-    """The adapter of a finished download and what to do next; None where it was deleted since."""
+    """The adapter of a finished download and what to do next; None where it is there no more, which is said."""
     adapter = adapter_alone(adapters_dir() / folder).shape
     if adapter is None:
+        st.caption(tr("adapter.gone"))
         return None
     st.caption(about_words(adapter))
     try:

@@ -66,7 +66,7 @@ def _draw_state(job: QuantizeJob, drawn: Phase) -> None:
         loss = loss_text(loss_percent(state.result))
         st.markdown(tr("quantize.loss", loss=loss) if loss else tr("quantize.loss_none"))
         key, words = answer_words(state.result["asked"], state.result["first_words"], language())
-        st.markdown(tr(f"quantize.{key}", **{name: escape(word) for name, word in words.items()}))
+        st.markdown(tr(f"quantize.{key}", **words))
     if state.error is not None:
         show_error(state.error)
 
