@@ -131,7 +131,7 @@ def read_adapter_files(files: ModelFiles, path: Path) -> AdapterShape:
     return AdapterShape(
         name=name,
         path=path,
-        base_name=printable(base[-MAX_BASE_CHARS:]) if isinstance(base, str) else "",
+        base_name=printable(" ".join(base.split())[-MAX_BASE_CHARS:]) if isinstance(base, str) else "",
         matrices=_matrices(name, config, tensors),
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         is_transposed=config.get("fan_in_fan_out") is True,
@@ -184,6 +184,8 @@ def _matrix(
     if len(found) != 2:
         raise CheckpointError("adapter_half", adapter=name, module=printable(module))
     a, b = tensors[found["A"]], tensors[found["B"]]
+    if rank and not (a.num_bytes or b.num_bytes):
+        raise CheckpointError("adapter_not_gathered", adapter=name, module=printable(module))
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.dtype[0] not in "BF":
         raise CheckpointError("adapter_shapes", adapter=name, module=printable(module), a=str(list(a.shape)),
                               b=str(list(b.shape)))  # fmt: skip

@@ -108,6 +108,10 @@ def other_sides(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS)
 
 
+def nothing_gathered(folder: Path) -> None:
+    save_file(dict.fromkeys(load_file(folder / WEIGHTS), np.ones(0, np.float32)), folder / WEIGHTS)
+
+
 def a_cut_file(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-10])
 
@@ -122,6 +126,7 @@ def a_cut_file(folder: Path) -> None:
         (a_magnitude, "adapter_tensor"),
         (nothing, "adapter_empty"),
         (other_sides, "adapter_shapes"),
+        (nothing_gathered, "adapter_not_gathered"),
         (a_cut_file, "truncated"),
     ],
 )
@@ -178,9 +183,11 @@ def test_the_name_of_the_base_is_a_hint(copy: Path, trained_on: str, name: str, 
     assert is_other_base(read_adapter(copy), (name,)) is is_other
 
 
-def test_a_base_of_any_length_is_kept_by_its_end(copy: Path) -> None:
+def test_a_base_of_any_length_is_one_line_and_kept_by_its_end(copy: Path) -> None:
     change_json(copy / ADAPTER_CONFIG, base_model_name_or_path="x" * 10_000 + "/Qwen2.5-7B")
     assert read_adapter(copy).base_name == "x" * (MAX_BASE_CHARS - 11) + "/Qwen2.5-7B"
+    change_json(copy / ADAPTER_CONFIG, base_model_name_or_path=" Qwen\n\n# 7B\t")
+    assert read_adapter(copy).base_name == "Qwen # 7B"
 
 
 def test_adapters_are_found_by_path_and_by_name(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
