@@ -160,7 +160,7 @@ def test_a_model_that_sleeps_wakes_for_a_request_as_it_was_loaded(url: str, runn
 
 
 def test_a_name_that_means_nothing_wakes_nothing(url: str, runner: Runner) -> None:
-    assert runner.sleep()
+    wait_until(runner.sleep)
     refused = ask(url, "gpt-4o")
     assert refused.status_code == 404 and MODEL in error(refused)["message"]
     assert runner.state.asleep is not None
@@ -214,7 +214,7 @@ def test_a_load_that_a_person_began_is_let_to_its_end(
 
 def test_a_model_that_could_not_wake_is_tried_again(url: str, runner: Runner, models: Path) -> None:
     """Where another program had the card's memory when a request came, only a person could bring the model back."""
-    assert runner.sleep()
+    wait_until(runner.sleep)
     config = models / MODEL / "config.json"
     config.rename(models / "kept.json")
     failed = ask(url, None)
@@ -261,7 +261,7 @@ def test_an_adapter_that_cannot_answer_takes_no_models_place(url: str, runner: R
 def test_ollamas_tag_names_no_other_model(url: str, runner: Runner) -> None:
     set_other_names("load")
     assert ask(url, f"{OTHER}:latest").status_code == 200 and runner.state.model == OTHER
-    assert runner.sleep()
+    wait_until(runner.sleep)
     assert ask(url, f"{OTHER}:latest").status_code == 200 and runner.state.model == OTHER
     set_other_names("refuse")
     assert ask(url, f"{MODEL}:latest").status_code == 404
@@ -283,7 +283,7 @@ def test_a_sleeping_models_folder_that_is_gone_is_told(url: str, runner: Runner,
 
 
 def test_what_is_told_of_a_model_that_is_none_is_the_same_asleep(url: str, runner: Runner) -> None:
-    assert runner.sleep()
+    wait_until(runner.sleep)
     assert httpx2.get(f"{url}/v1/models/gpt-4o", timeout=WAIT_S).status_code == 404
     shown = httpx2.post(f"{url}/api/show", json={"model": "gpt-4o"}, timeout=WAIT_S)
     assert shown.status_code == 404 and MODEL in shown.json()["error"]
