@@ -26,7 +26,7 @@ MODEL_GIB = {
     "13B Q4_0": 7,
     "70B Q4_0": 37,
 }
-# GPU tests that saw no GPU yet, in two halves, and the others.
+# GPU tests, in parts that one call has time for.
 TESTS = {
     "tests: steps, states, adapters, attention": ("steps", "states", "adapters", "head_attention", "quantize"),
     "tests: experts, kernels of steps, pool": ("moe", "step_kernels", "pool"),
