@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 # How many tokens of one chat a step verifies: as many rows as the kernels of small batches take at once.
 VERIFIED_TOKENS = 8
-# How many tokens of prompts the engine reads at once on a GPU; the plan holds room for that many. Larger passes would
-# read many prompts faster, but the plan has been held against what they take for none of these sizes yet.
-GPU_CHUNK_TOKENS, LARGE_CHUNK_TOKENS = 512, tuple[int, ...]()
+# How many tokens of prompts the engine reads at once on a GPU; the plan holds room for that many.
+GPU_CHUNK_TOKENS = 512
+# Where there is room for more: many prompts are read faster. Each pass reads all experts, so theirs gain by still more.
+LARGE_CHUNK_TOKENS, EXPERT_CHUNK_TOKENS = (2048, 1024), (4096, 2048, 1024)
 # Where there is no room for that, prompts are read more slowly, and no tokens are verified.
 LEAN_CHUNK_TOKENS = 256
 

@@ -24,7 +24,7 @@ from core.memory.model_shape import read_shape
 from core.memory.pages import PAGE_TOKENS
 from core.memory.plan import table_bytes
 from core.memory.sizes import MIB
-from core.memory.step_sizes import LEAN_SIZES, USUAL_SIZES
+from core.memory.step_sizes import LARGE_CHUNK_TOKENS, LEAN_SIZES, USUAL_SIZES, StepSizes
 
 if TYPE_CHECKING:
     from tests.support.nvml_standin import Probe, Standin
@@ -497,11 +497,12 @@ def test_a_context_to_take_instead_is_one_that_is_quick() -> None:
 def test_where_memory_is_tight_steps_take_less_at_once_before_a_context_is_refused() -> None:
     """Rows for tokens that may be verified were counted for every load, and a card of 12 GB lost a model of 14B with a
     context for a long answer."""
-    cards = [card(mib) for mib in range(6400, 8000, 10)]
+    cards = [card(mib) for mib in range(6400, 9000, 10)]
     loads = [report.load for report in (check_fit(known(SMALL), [one], 4096) for one in cards) if report.fits]
     found = list(dict.fromkeys((load.is_captured, *load.sizes) for load in loads))
     # With a little more room the same steps are larger; captured ones come first, though they are smaller.
-    assert found == [(False, *LEAN_SIZES), (False, *USUAL_SIZES), (True, *LEAN_SIZES), (True, *USUAL_SIZES)]
+    captured = [LEAN_SIZES, USUAL_SIZES, *map(StepSizes, reversed(LARGE_CHUNK_TOKENS))]
+    assert found == [(False, *LEAN_SIZES), (False, *USUAL_SIZES), *((True, *sizes) for sizes in captured)]
 
 
 def test_what_does_not_fit_is_told_by_what_takes_the_least() -> None:

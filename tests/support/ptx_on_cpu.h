@@ -40,7 +40,7 @@ struct Block {
     std::vector<Warp> warps;
     std::vector<char> shared;
     Barrier all, named[16];
-    float fixed[64];  // what a kernel declares as shared memory of known size
+    alignas(16) float fixed[256];  // what a kernel declares as shared memory of known size
     bool flag;
 };
 struct Copy { void* to; const void* from; int size; };
@@ -96,6 +96,7 @@ template <class T> T __shfl_sync(u32, T value, int lane) {
 template <class T> T __shfl_xor_sync(u32, T value, int by) { return __shfl_sync(~0u, value, threadIdx.x % 32 ^ by); }
 
 inline float __uint_as_float(u32 bits) { float x; memcpy(&x, &bits, 4); return x; }
+inline u32 __float_as_uint(float x) { u32 bits; memcpy(&bits, &x, 4); return bits; }
 inline u32 as_bits(float x) { u32 bits; memcpy(&bits, &x, 4); return bits; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __expf(float x) { return expf(x); }
@@ -236,6 +237,9 @@ inline void movmatrix_sync_aligned_m8n8_trans_b16(u32& r, u32 pair) {
 inline void ld_shared_u32(u32& r, u32 from) { memcpy(&r, at_shared(from), 4); }
 inline void ld_acquire_gpu_u32(u32& r, const u32* from) { yield(), r = *from; }
 inline void st_release_gpu_u32(u32* to, u32 what) { *to = what; }
+inline void ld_relaxed_gpu_u32(int& r, const int* from) { r = *from; }
+inline void ld_relaxed_gpu_u64(unsigned long long& r, const unsigned long long* from) { yield(), r = *from; }
+inline void st_relaxed_gpu_u64(unsigned long long* to, unsigned long long what) { *to = what; }
 
 inline void arrive_all(const std::vector<Copy>& copies) {
     for (const Copy& one : copies) memcpy(one.to, one.from, one.size);

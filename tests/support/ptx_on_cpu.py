@@ -37,7 +37,7 @@ SHARED = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?([\w ]+?) (\w+)\[\
 ASM = re.compile(r"\basm\s*(?:volatile)?\s*\(")
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 OPERAND = re.compile(r'"[=+]?[rhlfn]"\s*\(')
-FIXED_SHARED = re.compile(r"__shared__ float (\w+)\[\d+\];")
+FIXED_SHARED = re.compile(r"__shared__ (?:__align__\(\d+\) )?float (\w+)\[[\d +]+\];")
 FLAG_SHARED = re.compile(r"__shared__ bool (\w+);")
 CAPTURED: dict[str, Any] = {"text": True, "capture_output": True, "check": True}
 

@@ -233,6 +233,7 @@ def test_prompts_that_are_read_together_are_each_read_whole(engines: Engines, tm
 def test_lean_steps_compute_the_model(engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where memory is tight: prompts are read in passes of half as many tokens, and nothing is verified."""
     dense = make_checkpoint(tmp_path, RECIPES["group 64, shared heads"])
+    monkeypatch.setattr(load_ways, "LARGE_CHUNK_TOKENS", ())
     monkeypatch.setattr(load_ways, "USUAL_SIZES", LEAN_SIZES)
     steps, first = open_steps(engines, tmp_path), list[int]()
     assert (steps.pass_sizes[-1], steps.max_verified) == LEAN_SIZES

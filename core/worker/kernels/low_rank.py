@@ -6,6 +6,7 @@ valid. A row's result does not depend on the other rows, nor on what other adapt
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,8 +18,9 @@ from core.worker.kernels.nvrtc import Argument, CudaModule, read_source
 THREADS = 256
 # MAX_PARTS: the most matrices with one input. MAX_NORMED_ROW: the longest row (elements) that is normed on the way.
 MAX_PARTS, MAX_NORMED_ROW = 3, 8192
-# Whether the product of one row begins while A x is computed, and waits for it at its end alone. No GPU has run it yet.
-LATE_WAIT = False
+# MAX_TOLD: the most values of t that the blocks of a row's product tell each other. MAX_LAUNCHES: the most products of
+# a pass that do.
+MAX_TOLD, MAX_LAUNCHES = 192, 4096
 NO_PLACE, NOWHERE = -1, 2**31 - 1
 
 
@@ -51,11 +53,76 @@ class LowRankRows:
 
     def arguments(self, begin: int = 0) -> tuple[Argument, ...]:
         """As the kernels take them (LowRank in cuda/low_rank.cuh), for the rows from `begin` on."""
-        b, parts = self.matrices.b, len(self.matrices.b)
-        second = b[0].shape[0] if parts > 1 else NOWHERE
-        third = second + b[1].shape[0] if parts > 2 else NOWHERE
-        return (*_filled(b), second, third, parts, b[0].shape[1], self.matrices.rank, self.t[begin:],
-                self.slots[begin:], self.places)  # fmt: skip
+        return _arguments(self.matrices, self.t[begin:], self.slots[begin:], self.places)
+
+    def product_arguments(self, begin: int = 0) -> tuple[Argument, ...]:
+        """As products take them, which could compute t themselves."""
+        return (*self.arguments(begin), LowRankDown())
+
+
+class LowRankDown(ctypes.Structure):
+    """LowRankDown of cuda/low_rank.cuh. It holds addresses alone: whoever makes one keeps the tensors."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("a0", "a1", "a2", "weights", "x_places", "told", "passes")),
+        ("launch", ctypes.c_int),
+    ]
+
+
+class ToldValues:
+    """Where the blocks of one row's product tell each other t = weight * A x, and how they know whose a value is: by
+    the pass, which GPU memory counts since captured passes are replayed, and the product's number in it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.zeros(MAX_TOLD, dtype=torch.long, device=device)
+        self.passes = torch.zeros(1, dtype=torch.int32, device=device)
+        self._num_launches = 0
+
+    def begin_pass(self) -> None:
+        """Whatever products come until the next call are of one pass."""
+        self.passes.add_(1)
+        self._num_launches = 0
+
+    def next_launch(self) -> int | None:
+        """The number of the pass's next product; None where there have been too many."""
+        self._num_launches += 1
+        return self._num_launches - 1 if self._num_launches <= MAX_LAUNCHES else None
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankRow:
+    """What a product adds for its one row x, of which it may compute t itself, or `down` before it."""
+
+    kernels: LowRankKernels
+    x: torch.Tensor
+    matrices: LowRankMatrices
+    slots: torch.Tensor
+    adapters: SlotAdapters
+    told: ToldValues
+    launch: int
+    x_places: torch.Tensor | None
+    norm: FusedRmsNorm | None
+
+    def down(self) -> LowRankRows:
+        return self.kernels.down(self.x, self.matrices, self.slots, self.adapters, self.x_places, self.norm)
+
+    def product_arguments(self, begin: int = 0) -> tuple[Argument, ...]:
+        """As products of one row take them."""
+        tensors = (*_filled(self.matrices.a), self.adapters.weights, self.x_places, self.told.values, self.told.passes)
+        addresses = (None if one is None else one.data_ptr() for one in tensors)
+        return (
+            *_arguments(self.matrices, None, self.slots, self.adapters.places),
+            LowRankDown(*addresses, self.launch),
+        )
+
+
+def _arguments(
+    matrices: LowRankMatrices, t: torch.Tensor | None, slots: torch.Tensor, places: torch.Tensor
+) -> tuple[Argument, ...]:
+    b, parts = matrices.b, len(matrices.b)
+    second = b[0].shape[0] if parts > 1 else NOWHERE
+    third = second + b[1].shape[0] if parts > 2 else NOWHERE
+    return (*_filled(b), second, third, parts, b[0].shape[1], matrices.rank, t, slots, places)
 
 
 def _filled(parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor | None, ...]:
@@ -67,7 +134,7 @@ class LowRankKernels:
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         source = read_source("low_rank.cuh", "low_rank.cu")
-        module = CudaModule(source, {"BF16": int(dtype == torch.bfloat16), "LATE_WAIT": int(LATE_WAIT)}, device)
+        module = CudaModule(source, {"BF16": int(dtype == torch.bfloat16)}, device)
         self._down, self._normed = module.kernel("low_rank_down"), module.kernel("low_rank_down_normed")
         self._up = module.kernel("low_rank_up")
 

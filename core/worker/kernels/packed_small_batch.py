@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from core.worker.kernels.fused_norm import FusedRmsNorm
-from core.worker.kernels.low_rank import LATE_WAIT, LowRankRows
+from core.worker.kernels.low_rank import MAX_TOLD, LowRankRow, LowRankRows
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
 from core.worker.kernels.packed_variants import (
     EPILOGUES,
@@ -92,8 +92,10 @@ class SmallBatchKernels:
             f"{epilogue.upper()}, {str(one.normed).lower()}, {one.blocks * 8 // warps})"
             for (epilogue, name), one in made.items()
         ]
-        source = read_source("codes.cuh", "units.cuh", "low_rank.cuh", "matrices.cu", VARIANTS=lines)
-        defines = defines_for(self._dtype, format) | {"ADAPTERS": int(self._adapters), "LATE_WAIT": int(LATE_WAIT)}
+        source = read_source(
+            "codes.cuh", "units.cuh", "low_rank.cuh", "low_rank_down.cuh", "matrices.cu", VARIANTS=lines
+        )
+        defines = defines_for(self._dtype, format) | {"ADAPTERS": int(self._adapters), "TOLD_FLOATS": MAX_TOLD + 8}
         # The module of 8 warps holds the kernels beside the products.
         defines |= {"PRODUCTS_ALONE": int(warps != 8), "MAX_NORMED": MAX_NORMED}
         module = CudaModule(source, defines, self._device)
@@ -130,7 +132,7 @@ class SmallBatchKernels:
         out: torch.Tensor | None = None,
         norm: FusedRmsNorm | None = None,
         sums: torch.Tensor | None = None,
-        low: LowRankRows | None = None,
+        low: LowRankRows | LowRankRow | None = None,
     ) -> torch.Tensor:
         """x [rows, inputs], in the matrix's order -> [rows, outputs].
 
@@ -149,6 +151,8 @@ class SmallBatchKernels:
         for begin in range(0, x.shape[0], HEAD_ROWS[-1]):
             rows = min(HEAD_ROWS[-1], x.shape[0] - begin)
             launch = self._launch(matrix, rows, epilogue, norm is not None)
+            if isinstance(low, LowRankRow) and not launch.is_single_row:
+                low = low.down()
             if sums is None and not launch.is_single_row:
                 sums = self.sum_rows(x)
             launch.kernel(
@@ -157,7 +161,7 @@ class SmallBatchKernels:
                 None if residual is None else residual[begin:], inverse_permutation, x.stride(0), out.stride(0), rows,
                 tiles, blocks, matrix.groups, *(norm or (None, None, 0.0, 0.0)),
                 None if sums is None else sums[:, begin:], 0 if sums is None else sums.stride(0),
-                *(low.arguments(begin) if low is not None else ()),
+                *(low.product_arguments(begin) if low is not None else ()),
             )  # fmt: skip
         return out
 

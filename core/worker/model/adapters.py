@@ -21,11 +21,14 @@ from transformers import PreTrainedModel
 from core.memory.adapter_room import AdapterRoom
 from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.low_rank import (
+    MAX_TOLD,
     NO_PLACE,
     LowRankKernels,
     LowRankMatrices,
+    LowRankRow,
     LowRankRows,
     SlotAdapters,
+    ToldValues,
     low_rank_kernels_for,
 )
 from core.worker.kernels.nvrtc import CudaCodeError
@@ -60,6 +63,7 @@ class AdapterBank:
         count = num_slots + 1
         places = torch.full((count,), NO_PLACE, dtype=torch.int32, device=device)
         self.of_slots = SlotAdapters(places, torch.zeros(count, dtype=torch.float32, device=device))
+        self.told = ToldValues(device)
         # As torch takes them: 0 for the columns of all adapters but a slot's own.
         self._column_weights = torch.zeros((count, room.columns), dtype=dtype, device=device)
         self._used = [False] * count
@@ -109,11 +113,16 @@ class AdapterBank:
     def select(self, slots: range) -> None:
         """The next pass has a row for each of `slots`."""
         any_used = any(self._used[slot] for slot in slots)
-        self.slots, self._selected = self._all_slots[slots.start : slots.stop] if any_used else None, None
+        self._select(self._all_slots[slots.start : slots.stop] if any_used else None)
 
     def select_captured(self, slots: torch.Tensor) -> None:
         """As `select`, for slots [rows] that lie in GPU memory: what a captured pass computes cannot depend on them."""
+        self._select(slots)
+
+    def _select(self, slots: torch.Tensor | None) -> None:
         self.slots, self._selected = slots, None
+        if slots is not None and slots.shape[0] == 1 and self.kernels is not None:
+            self.told.begin_pass()
 
     def column_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the rows of the pass that runs, and whether each is 0, both [rows, 1, columns]."""
@@ -182,19 +191,26 @@ class AdapterLinear(nn.Module):
         if kernels is None or not is_small or out.dtype != self.bank.dtype:
             self._add_by_torch(x, out)
             return out
-        if low := self.low_rank(rows):
-            kernels.up(low, out.view(rows.shape[0], -1))
+        low = kernels.down(rows, self._low_rank, slots, self.bank.of_slots)
+        kernels.up(low, out.view(rows.shape[0], -1))
         return out
 
     def low_rank(
         self, x: torch.Tensor, x_places: torch.Tensor | None = None, norm: FusedRmsNorm | None = None
-    ) -> LowRankRows | None:
+    ) -> LowRankRows | LowRankRow | None:
         """What the adapters add to the product of x [rows, in], a token a row, as LowRankKernels.down takes it; None
-        where no row has one."""
+        where no row has one. Of one row the product itself may compute A x."""
         bank = self.bank
         if bank.slots is None or bank.kernels is None:
             return None
-        return bank.kernels.down(x, self._low_rank, bank.slots, bank.of_slots, x_places, norm)  # type: ignore[no-any-return]
+        kernels, adapters = bank.kernels, bank.of_slots
+        if x.shape[0] == 1 and len(self.matrices) * bank.room.rank <= MAX_TOLD:
+            launch = bank.told.next_launch()
+            if launch is not None:
+                return LowRankRow(
+                    kernels, x, self._low_rank, bank.slots, adapters, bank.told, launch, x_places, norm
+                )  # fmt: skip
+        return kernels.down(x, self._low_rank, bank.slots, adapters, x_places, norm)  # type: ignore[no-any-return]
 
     def _add_by_torch(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """In place, and in four operations for each matrix: a chunk of a prompt is some hundred of them."""

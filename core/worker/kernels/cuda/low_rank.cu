@@ -4,14 +4,6 @@
 // How many values of A a thread asks for before the row is there: 8192 inputs by 256 threads.
 #define EACH 4
 
-__device__ __forceinline__ void add_products(uint4 x, uint4 a, float& sum) {
-    float of_x[8], of_a[8];
-    unpack8(x, of_x);
-    unpack8(a, of_a);
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum = __fmaf_rn(of_x[i], of_a[i], sum);
-}
-
 // t [rows][parts][rank] = weight * A x: a block a value. a0, a1, a2 [columns][size]: of the matrices that share x.
 // x_places: where each input lies in a row of x, null: in order. NORMED: x is RMS-normed first; at most 8192 values.
 template <bool NORMED>
@@ -22,9 +14,7 @@ __device__ __forceinline__ void multiply_down(const u16* x, int x_row, int size,
     __shared__ float totals[8];
     const i64 slot = slots[blockIdx.y];
     const int place = places[slot];
-    // The product of one row reads x without a wait of its own: it may start once this kernel's has ended.
-    const bool is_late = LATE_WAIT && gridDim.y == 1;
-    if (!is_late) pdl_trigger();
+    pdl_trigger();
     if (place < 0) {
         // Later kernels count on this one having waited.
         pdl_wait();
@@ -41,7 +31,6 @@ __device__ __forceinline__ void multiply_down(const u16* x, int x_row, int size,
     RmsNorm<256, EACH * 2048> norm;
     if (NORMED) norm.read(norm_weight, size);
     pdl_wait();
-    if (is_late) pdl_trigger();
     x += (i64)blockIdx.y * x_row;
     float sum = 0.0f;
     if (NORMED) {
@@ -51,21 +40,13 @@ __device__ __forceinline__ void multiply_down(const u16* x, int x_row, int size,
             add_products(done, at < 4096 ? first : then, sum);
         });
     } else {
-        auto read_x = [&](int at) {
-            if (!x_places) return *(const uint4*)(x + at);
-            u32 words[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                words[i] = x[x_places[at + 2 * i]] | (u32)x[x_places[at + 2 * i + 1]] << 16;
-            return make_uint4(words[0], words[1], words[2], words[3]);
-        };
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             const int at = (i * 256 + threadIdx.x) * 8;
-            if (at < size) add_products(read_x(at), early[i], sum);
+            if (at < size) add_products(read_row_8(x, x_places, at), early[i], sum);
         }
         for (int at = (EACH * 256 + threadIdx.x) * 8; at < size; at += 2048)
-            add_products(read_x(at), *(const uint4*)(a + at), sum);
+            add_products(read_row_8(x, x_places, at), *(const uint4*)(a + at), sum);
     }
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) totals[threadIdx.x / 32] = sum;

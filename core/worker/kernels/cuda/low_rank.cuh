@@ -1,5 +1,22 @@
 // What LoRA adapters (arXiv 2106.09685) add to the outputs of up to three matrices that lie side by side: B t, with
 // t = weight * A x of the row's own adapter (core/worker/kernels/low_rank.py).
+__device__ __forceinline__ void add_products(uint4 x, uint4 a, float& sum) {
+    float of_x[8], of_a[8];
+    unpack8(x, of_x);
+    unpack8(a, of_a);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum = __fmaf_rn(of_x[i], of_a[i], sum);
+}
+
+// Eight values of a row from `at` on. places: where each lies in the row, null: in order.
+__device__ __forceinline__ uint4 read_row_8(const u16* row, const int* places, int at) {
+    if (!places) return *(const uint4*)(row + at);
+    u32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) words[i] = row[places[at + 2 * i]] | (u32)row[places[at + 2 * i + 1]] << 16;
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 struct LowRank {
     const u16 *b0, *b1, *b2;  // of each matrix: [outputs][columns], the adapters of all places side by side
     int second, third;        // where the outputs of the second and of the third matrix begin

@@ -1,7 +1,8 @@
 // Products of up to 32 rows with matrices of 4 or 8 bit on tensor cores; and the matrix dequantized. Compiled for one group size. GROUP_SIZE_32: how many times 32 inputs share a scale (0: all inputs do).
 // ZEROS: whether zero points are stored (else all are MIDDLE). PRODUCTS_ALONE: leaves out
 // all but the products. MAX_NORMED: longest row (elements) that is RMS-normed on the way. ADAPTERS: whether the products
-// add what each row's LoRA adapter adds (low_rank.cuh), before anything else is done with an output.
+// add what each row's LoRA adapter adds (low_rank.cuh), before anything else is done with an output. TOLD_FLOATS: eight
+// more than the most values of t that the blocks of one row's product compute and tell each other.
 //
 // core/worker/kernels/packing.py draws a tile: 16 outputs, of which 64 inputs are one piece of 512 bytes at 4 bit, and
 // two at 8; 16 bytes for each of a warp's 32 lanes. Their words are the A operands of 4 products m16n8k16; the
@@ -107,7 +108,8 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                                                 const u16* bias, const u16* residual, const int* inverse_permutation,
                                                 int rows, int tiles, const u16* norm_weight,
                                                 const int* x_inverse_permutation, float eps, float offset,
-                                                const float* group_sums, int sums_row, const LowRank& lora) {
+                                                const float* group_sums, int sums_row, const LowRank& lora,
+                                                const LowRankDown& down) {
     // 16 warps are for one row, and so is NORMED: of the tensor cores' eight columns only the first counts.
     constexpr bool SINGLE_ROW = WARPS == 16 || NORMED;
     constexpr int COLUMNS = CT * 16, ROWS = SINGLE_ROW ? 1 : NT * 8, SUMS_PER_WARP = SUMS / WARPS;
@@ -128,7 +130,9 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
         return min(EPILOGUE == SWIGLU ? turn * CT / 2 + c / 2 + c % 2 * (tiles / 2) : turn * CT + c, tiles - 1);
     };
 
-    int next_turn = blockIdx.x, next_unit = begin;
+    // The first blocks have t to compute, so the last ones have more turns.
+    const int first_turn = ADAPTERS ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    int next_turn = first_turn, next_unit = begin;
     const u32 own = smem_address(shared) + part * STAGES * STAGE_BYTES;
     u32 slot = 0;
     u32 from_codes[CT], from_scales[CT];  // in bytes: a matrix has less than 4 GiB
@@ -177,16 +181,22 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     RmsNorm<WARPS * 32, NORMED ? MAX_NORMED : WARPS * 256> rmsnorm;
     if (NORMED) rmsnorm.read(norm_weight, weights.blocks * 64);
 #if ADAPTERS
-    prefetch_up<WARPS, COLUMNS, EPILOGUE>(lora, blockIdx.x, rows, tiles);
+    prefetch_up<WARPS, COLUMNS, EPILOGUE>(lora, first_turn, rows, tiles);
+    // Blocks compute t of one row before their products, and read it at the end of their first turn.
+    const int place = SINGLE_ROW && down.told ? lora.place_of(0) : -1, num_told = lora.parts * lora.rank;
+    const bool is_teller = place >= 0;
+    u32 tag = 0;
+    uint4 early_a[EARLY_A] = {};
+    if (is_teller && blockIdx.x < num_told && threadIdx.x < DOWN_THREADS) {
+        const u16* a = down.row(place, lora.rank, blockIdx.x, weights.blocks * 64);
+#pragma unroll
+        for (int i = 0; i < EARLY_A; i++) {
+            const int at = (i * DOWN_THREADS + threadIdx.x) * 8;
+            if (at < weights.blocks * 64) early_a[i] = *(const uint4*)(a + at);
+        }
+    }
 #endif
-    // The kernel before a product of one row is A x, which starts this one only once x is there (low_rank.cu). What it
-    // writes is read at a turn's end.
-    constexpr bool IS_LATE = ADAPTERS && LATE_WAIT && SINGLE_ROW;
-    if (IS_LATE)
-        // Without a wait the first cache may still have an earlier x.
-        __threadfence();
-    else
-        pdl_wait();
+    pdl_wait();
 
     if (NORMED) {
         rmsnorm.apply(x, weights.blocks * 64, eps, offset, sums,
@@ -194,6 +204,14 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
         __syncthreads();
         x = normed;
     }
+#if ADAPTERS
+    // t in order, then what a dot product sums of each warp.
+    __shared__ __align__(16) float told_here[TOLD_FLOATS];
+    if (is_teller) tag = down.tag();
+    if (is_teller)
+        tell_low_rank(down, x, NORMED ? x_inverse_permutation : down.x_places, weights.blocks * 64, place, lora.rank,
+                      num_told, lora.slots, early_a, tag, told_here + TOLD_FLOATS - 8);
+#endif
     if (SINGLE_ROW) {
         // Each warp sums its own part's groups, 2048 inputs at a time: global memory is slow to answer.
         const int till = end * UNIT * 64;
@@ -248,11 +266,11 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
         for (int n = 0; n < NT; n++) read_x(next[0][n], from_x[n]), read_x(next[1][n], from_x[n] + 4);
     }
     int side = 0;
-    for (int turn = blockIdx.x; turn < num_turns; turn += gridDim.x, side = SETS - 1 - side) {
+    for (int turn = first_turn; turn < num_turns; turn += gridDim.x, side = SETS - 1 - side) {
         float* all = sums + side * WARPS * ROWS * COLUMNS;
         int unit = begin;
 #if ADAPTERS
-        if (turn != blockIdx.x) prefetch_up<WARPS, COLUMNS, EPILOGUE>(lora, turn, rows, tiles);
+        if (turn != first_turn) prefetch_up<WARPS, COLUMNS, EPILOGUE>(lora, turn, rows, tiles);
 #endif
 #pragma unroll 1
         for (int sum_of = 0; sum_of < SUMS_PER_WARP; sum_of++) {
@@ -364,10 +382,17 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                         kept = sum_of ? kept + total[c][n][i] : total[c][n][i];
                     }
         }
-        if (IS_LATE) pdl_wait();
+        LowRank added = lora;
+#if ADAPTERS
+        if (is_teller) {
+            if (turn == first_turn)
+                for (int i = threadIdx.x; i < num_told; i += WARPS * 32) told_here[i] = down.hear(i, tag);
+            added.t = told_here;
+        }
+#endif
         __syncthreads();
         reduce_and_store<WARPS, ROWS, COLUMNS, EPILOGUE>(all, turn, out, out_row, bias, residual, inverse_permutation,
-                                                         rows, tiles, lora);
+                                                         rows, tiles, added);
         if (SETS == 1) __syncthreads();
     }
 }
@@ -375,11 +400,13 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #if ADAPTERS
 #define LOW_RANK_PARAMETERS                                                                                            \
     , const u16* b0, const u16* b1, const u16* b2, int second, int third, int parts, int columns, int rank,            \
-        const float* t, const i64* slots, const int* places
+        const float* t, const i64* slots, const int* places, const LowRankDown down
 #define LOW_RANK b0, b1, b2, second, third, parts, columns, rank, t, slots, places
+#define LOW_RANK_DOWN down
 #else
 #define LOW_RANK_PARAMETERS
 #define LOW_RANK
+#define LOW_RANK_DOWN LowRankDown{}
 #endif
 #define PACKED(NAME, WARPS, NT, CT, STAGES, EPILOGUE, NORMED, MIN_BLOCKS)                                              \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)                                               \
@@ -389,7 +416,8 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
              float offset, const float* group_sums, int sums_row LOW_RANK_PARAMETERS) {                                \
         multiply_packed<WARPS, NT, CT, STAGES, EPILOGUE, NORMED>(                                                      \
             Packed{codes, scales, zeros, blocks, groups}, x, x_row, out, out_row, bias, residual, inverse_permutation, \
-            rows, tiles, norm_weight, x_inverse_permutation, eps, offset, group_sums, sums_row, LowRank{LOW_RANK});    \
+            rows, tiles, norm_weight, x_inverse_permutation, eps, offset, group_sums, sums_row, LowRank{LOW_RANK},     \
+            LOW_RANK_DOWN);                                                                                            \
     }
 
 VARIANTS
