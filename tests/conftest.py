@@ -51,6 +51,7 @@ PLACES = {
         "tests/remote/test_engine",
         "tests/remote/test_router",
         "tests/ui/",
+        "tests/worker/test_engines_of_gpu_tests",
         "tests/worker/test_load_plan",
     ),
 }

@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from core.checkpoint.checkpoint import read_checkpoint
+from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.engine.protocol import Load
 from core.memory.pages import pages_of
 from core.memory.sizes import MIB
@@ -23,6 +24,7 @@ from core.worker.decode.steps import Steps
 from core.worker.kernels.recurrent_check import delta_kernels_for
 from core.worker.kernels.router_kernel import router_kernels_for
 from core.worker.load import LoadedEngine, load_engine
+from core.worker.model.model_config import read_config
 
 log = logging.getLogger("core.worker")
 
@@ -53,14 +55,18 @@ class Engines:
         be; None: either way."""
         self.restore_rotations()
         forget_earlier_engines()
-        self.note_rotations()
-        engine = load_engine(read_checkpoint(folder), command, lambda *_: None)
+        checkpoint = read_checkpoint(folder)
+        self.note_rotations(checkpoint)
+        engine = load_engine(checkpoint, command, lambda *_: None)
         if is_captured is not None:
             assert engine.facts.captured == is_captured, f"\n{self.log}"
         give_all_pages(engine.steps)
         return engine
 
-    def note_rotations(self) -> None:
+    def note_rotations(self, checkpoint: Checkpoint) -> None:
+        """Keep what a load of `checkpoint` puts its own in place of. The first load of a process would import the
+        model's module and change it at once, so the module is imported here."""
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(read_config(checkpoint, context_tokens=0))]
         modules = [module for name, module in sys.modules.items() if ".modeling_" in name]
         self._rotations = {one: one.apply_rotary_pos_emb for one in modules if hasattr(one, "apply_rotary_pos_emb")}
 

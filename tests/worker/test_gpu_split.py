@@ -61,8 +61,8 @@ def streams(engines: Engines) -> None:
 
 def open_steps(engines: Engines, folder: Path, device_map: DeviceMap) -> GraphSteps:
     engines.restore_rotations()
-    engines.note_rotations()
     checkpoint = read_checkpoint(folder)
+    engines.note_rotations(checkpoint)
     shape, kernel = read_shape(checkpoint, merged=True), kernel_named("llamadeck")
     model = load_model(checkpoint, shape, kernel, device_map, torch.float16, CHUNK_TOKENS, lambda _: None)
     runner = ModelRunner(model, CHATS, CONTEXT_TOKENS, num_pages=full_pages(CHATS, CONTEXT_TOKENS))
