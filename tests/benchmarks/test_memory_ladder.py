@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import astuple, replace
+import sys
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from benchmarks import memory_ladder
+from benchmarks.figures import read_lines
 from benchmarks.memory_cases import TOGETHER, Case
-from benchmarks.memory_ladder import DECODED_TOKENS, Filling, fill, plan_of
+from benchmarks.memory_ladder import DECODED_TOKENS, Filling, Row, fill, plan_of
 from core.memory.step_sizes import LEAN_SIZES, StepSizes
 from core.tokenizer.read import read_tokenizer
 from tests.support.checkpoints import Recipe, make_checkpoint
@@ -63,3 +65,30 @@ def test_every_chat_is_filled_and_those_that_are_alike_share_what_was_read(
     shape: Any = SimpleNamespace(is_capturable=False, cache_bits=16)
     outcome, *_ = fill(Filling(case, model, None, tokenizer, CONTEXT_TOKENS, NUM_SLOTS, shape), 0)
     assert outcome == "fits"
+
+
+@pytest.mark.parametrize(
+    ("with_plan", "with_less", "is_too_little", "exit_code"),
+    [
+        ("fits", "out of memory", 1.0, 0),
+        ("fits", "only otherwise", 1.0, 0),
+        ("fits", "fits", 0.0, 1),
+        ("only otherwise", "only otherwise", 1.0, 1),
+    ],
+)
+def test_steps_that_less_memory_cannot_capture_had_too_little(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    with_plan: str,
+    with_less: str,
+    is_too_little: float,
+    exit_code: int,
+) -> None:
+    """The figure and the exit code knew only those that ran out: 7 of 88 runs of a good session looked like failures,
+    for their steps ran kernel by kernel in what was left."""
+    row = Row("tiny", "llamadeck", 512, 1, 100.0, 99.0, with_plan, with_less, 10.0, 9.0)
+    monkeypatch.setattr(memory_ladder, "run_all", lambda *all: all[5]([asdict(row)]))
+    monkeypatch.setattr(sys, "argv", ["memory_ladder", str(tmp_path), "--results", str(tmp_path / "figures")])
+    assert memory_ladder.main() == exit_code
+    found = {one["column"]: one["value"] for one in read_lines(tmp_path / "figures")}
+    assert found["less is too little"] == is_too_little
