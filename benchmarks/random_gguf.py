@@ -17,7 +17,7 @@ from zlib import crc32
 
 import numpy as np
 
-from benchmarks.random_model import BLOCK_BYTES, SHAPES, pieces, with_layers, write_weights
+from benchmarks.random_model import BLOCK_BYTES, SHAPES, pieces, placed, with_layers, write_weights
 
 FILE = "model.gguf"
 MOSTLY_Q4_0 = 2  # LLAMA_FTYPE_MOSTLY_Q4_0
@@ -66,7 +66,7 @@ def make_random_gguf(folder: Path, config: dict[str, Any]) -> None:
     (folder / "config.json").unlink(missing_ok=True)
     tensors = list(list_tensors(config))
     begin = write_header(folder / FILE, config, tensors)
-    write_weights(folder / FILE, begin, tensors, content_of, hollow=False)
+    write_weights(folder / FILE, placed(begin, tensors), content_of)
     (folder / "config.json").write_text(json.dumps(config))
 
 

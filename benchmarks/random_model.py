@@ -11,9 +11,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from zlib import crc32
@@ -30,6 +30,10 @@ RELEASED_EXPERTS = {"mixtral": {"gate_proj": "w1", "up_proj": "w3", "down_proj":
 BLOCK_BYTES = 64 * 2**20
 # What is written at a time, by how many threads, and of how many pieces a call of the system takes.
 RUN_BYTES, MOST_THREADS, MOST_BUFFERS = 64 * 2**20, 12, 1000
+# The tokens of the tokenizer.
+NUM_TOKENS = 512
+# What a hollow model has whole, and how many rows of each stripe of larger matrices in its layers: some of every head.
+WHOLE_BYTES, STRIPE_ROWS, WRITTEN_ROWS = 4 * 2**20, 128, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +75,33 @@ One = TypeVar("One", bound=Stored)
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of the file; `in_features` are those of its matrix, 0 for what is not quantized."""
+    """One tensor of the file, or some rows of it; `in_features` are those of its matrix, 0 for what is not quantized.
+    `begin`: how many elements of the tensor come before."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     in_features: int = 0
+    begin: int = 0
+
+    @property
+    def element_bytes(self) -> int:
+        return 4 if self.dtype == "I32" else 2
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * (4 if self.dtype == "I32" else 2)
+        return math.prod(self.shape) * self.element_bytes
+
+    def rows(self, first: int, count: int) -> Tensor:
+        shape = (min(count, self.shape[0] - first), *self.shape[1:])
+        return replace(self, shape=shape, begin=first * math.prod(self.shape[1:]))
 
 
 def make_random_model(folder: Path, config: dict[str, Any], quantization: Quantization, hollow: bool = False) -> None:
     """Write the checkpoint of `config` into `folder`; config.json comes last, so that a folder that has one is whole.
 
-    `hollow`: all weights but their zero points are zeros, holes in the file: the same memory, and no time or room.
+    `hollow`: what is large is holes in the file: the same memory, and little time and room. All layers compute with
+    numbers still, see `written_parts`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
@@ -103,18 +118,47 @@ def make_random_model(folder: Path, config: dict[str, Any], quantization: Quanti
     with (folder / WEIGHTS).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + offset)
-    write_weights(folder / WEIGHTS, 8 + len(text), tensors, Content(quantization).of, hollow)
+    parts: Iterable[tuple[int, Tensor]] = placed(8 + len(text), tensors)
+    if hollow:
+        parts = [found for place, tensor in parts for found in written_parts(place, tensor)]
+    write_weights(folder / WEIGHTS, parts, Content(quantization, hollow).of)
     config = config | {"torch_dtype": "float16", "bos_token_id": 1, "eos_token_id": 2}
     config["architectures"] = [type(model).__name__]
     config |= {"quantization_config": quantization.as_config()}
-    make_tokenizer(folder, 512)
+    make_tokenizer(folder, NUM_TOKENS)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
+def placed(begin: int, tensors: Iterable[One]) -> Iterator[tuple[int, One]]:
+    """Each tensor with its place, one after the other from the byte `begin` on."""
+    for tensor in tensors:
+        yield begin, tensor
+        begin += tensor.num_bytes
+
+
+def written_parts(place: int, tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """What a hollow model has of `tensor`, which lies at `place`; the rest of it is zeros.
+
+    Codes are holes: with their zero point they are numbers all the same. Routers, norms and scales are whole, so that
+    rows choose different experts, and no output of a layer is zero: nothing can be compared with that. Embeddings have
+    the rows of the tokenizer's tokens. The part for pictures is not loaded.
+    """
+    if tensor.name.endswith(".qweight") or "visual." in tensor.name:
+        return
+    if tensor.in_features or tensor.num_bytes <= WHOLE_BYTES:
+        parts = [tensor]
+    elif ".layers." in tensor.name:
+        parts = [tensor.rows(first, WRITTEN_ROWS) for first in range(0, tensor.shape[0], STRIPE_ROWS)]
+    else:
+        parts = [tensor.rows(0, NUM_TOKENS)]
+    for part in parts:
+        yield place + part.begin * part.element_bytes, part
+
+
 def write_weights(
-    path: Path, begin: int, tensors: Sequence[One], content_of: Callable[[One], Iterator[np.ndarray]], hollow: bool
+    path: Path, parts: Iterable[tuple[int, One]], content_of: Callable[[One], Iterator[np.ndarray]]
 ) -> None:
-    """Write `tensors`, one after the other from the byte `begin` on, with some threads: one of them fills no disk."""
+    """Write `parts`, each at its place, in the order of the file, with some threads: one of them fills no disk."""
     descriptor = os.open(path, os.O_WRONLY)
 
     def write(place: int, some: list[One]) -> None:
@@ -125,7 +169,7 @@ def write_weights(
     try:
         with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
             written = []
-            for place, some in runs(begin, tensors, hollow):
+            for place, some in runs(parts):
                 written.append(pool.submit(write, place, some))
             for one in written:
                 one.result()
@@ -133,20 +177,19 @@ def write_weights(
         os.close(descriptor)
 
 
-def runs(begin: int, tensors: Sequence[One], hollow: bool) -> Iterator[tuple[int, list[One]]]:
+def runs(parts: Iterable[tuple[int, One]]) -> Iterator[tuple[int, list[One]]]:
     """What is written at a time: neighbours of about RUN_BYTES together, with the place of the first."""
-    place, some, size = begin, list[One](), 0
-    for tensor in tensors:
-        is_hole = hollow and not tensor.name.endswith((".qzeros", ".g_idx"))
-        if some and (is_hole or size >= RUN_BYTES):
-            yield place - size, some
+    begin, some, size = 0, list[One](), 0
+    for place, one in parts:
+        if some and (place > begin + size or size >= RUN_BYTES):
+            yield begin, some
             some, size = [], 0
-        if not is_hole:
-            some.append(tensor)
-            size += tensor.num_bytes
-        place += tensor.num_bytes
+        if not some:
+            begin = place
+        some.append(one)
+        size += one.num_bytes
     if some:
-        yield place - size, some
+        yield begin, some
 
 
 def write_buffers(descriptor: int, buffers: Sequence[np.ndarray], place: int) -> int:
@@ -208,8 +251,8 @@ def list_matrix(name: str, rows: int, columns: int, quantization: Quantization) 
 class Content:
     """The bytes of tensors; what many of them have in common is made once. May be asked by several threads."""
 
-    def __init__(self, quantization: Quantization) -> None:
-        self._quantization = quantization
+    def __init__(self, quantization: Quantization, hollow: bool = False) -> None:
+        self._quantization, self._hollow = quantization, hollow
         random = np.random.default_rng(0)
         self._words = random.integers(0, 2**63, BLOCK_BYTES // 8, dtype=np.int64).view(np.int32)
         halves = (random.random(BLOCK_BYTES // 2, np.float32) - 0.5).astype(np.float16)
@@ -217,26 +260,38 @@ class Content:
         self._constants: dict[tuple[float, int], np.ndarray] = {}
 
     def of(self, tensor: Tensor) -> Iterator[np.ndarray]:
-        """Scales keep the values of every layer near one, of matrices in 16 bit too."""
+        """Scales keep the values of every layer near one, of matrices in 16 bit too.
+
+        Hollow models have scales of either sign: where all codes of a matrix are the same, sums over its outputs would
+        grow from layer to layer, and be beyond half precision.
+        """
         count, bits = math.prod(tensor.shape), self._quantization.bits
+        begin = crc32(tensor.name.encode()) + tensor.begin
         part = tensor.name.rpartition(".")[2] if tensor.in_features else ""
         if part == "qweight":
-            yield from pieces(self._words, crc32(tensor.name.encode()), count)
+            yield from pieces(self._words, begin, count)
         elif part == "qzeros":
             # A zero of half the range, stored less one, in every field of the word.
             yield self._full(sum((2 ** (bits - 1) - 1) << shift for shift in range(0, 32, bits)), count, np.uint32)
         elif part == "scales":
-            yield self._full(0.5 / (2**bits * tensor.in_features**0.5), count, np.float16)
+            most = 0.5 / (2**bits * tensor.in_features**0.5)
+            if self._hollow:
+                yield from pieces(self._halves_of(2 * most), begin, count)
+            else:
+                yield self._full(most, count, np.float16)
         elif part == "g_idx":
             yield self._order(tensor.name, count)
         elif tensor.name.endswith("norm.weight"):
             yield self._full(1.0, count, np.float16)
         else:
             is_matrix = len(tensor.shape) == 2 and ".layers." in tensor.name
-            scale = 0.5 / tensor.shape[1] ** 0.5 if is_matrix else 1.0
-            if scale not in self._halves:
-                self._halves[scale] = self._halves[1.0] * np.float16(scale)
-            yield from pieces(self._halves[scale], crc32(tensor.name.encode()), count)
+            yield from pieces(self._halves_of(0.5 / tensor.shape[1] ** 0.5 if is_matrix else 1.0), begin, count)
+
+    def _halves_of(self, spread: float) -> np.ndarray:
+        """Numbers from -spread / 2 to spread / 2."""
+        if spread not in self._halves:
+            self._halves[spread] = (self._halves[1.0] * np.float32(spread)).astype(np.float16)
+        return self._halves[spread]
 
     def _full(self, value: float, count: int, dtype: type[np.generic]) -> np.ndarray:
         key = value, count
@@ -282,7 +337,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--act-order", action="store_true")
     parser.add_argument("--keep", nargs="*", default=[], metavar="PATTERN", help="modules that stay in 16 bit")
-    parser.add_argument("--hollow", action="store_true", help="zeros for weights, which take no room on disk")
+    parser.add_argument("--hollow", action="store_true", help="holes for what is large, which take no room on disk")
     parser.add_argument("--layers", type=int, help="fewer layers than the real model has")
     options = parser.parse_args()
     config = with_layers(SHAPES[options.shape], options.layers)
