@@ -24,6 +24,7 @@ from core.memory.model_shape import ModelShape, read_shape
 from core.memory.plan import make_plan
 from core.memory.sizes import MIB
 from core.memory.step_sizes import StepSizes
+from core.vllm.cpu import has_4_bit_kernel
 
 # vLLM reads at most so many tokens of prompts in one step on large GPUs.
 SIZES = StepSizes(8192)
@@ -124,10 +125,12 @@ def make_scale_plan(
     """The fewest of `devices`, those of one host, that hold the model with one whole context.
 
     `hosts` all have the same devices; without a device it is a CPU. Where the model fits on none, the plan for all of
-    them, which says so. Raises InputError for what vLLM
-    does not take and for a split that the model does not allow.
+    them, which says so. Raises InputError for what vLLM does not take, here on a CPU neither, and for a split that the
+    model does not allow.
     """
     check_vllm_takes(checkpoint)
+    if not devices:
+        check_cpu_runs(checkpoint)
     context_tokens = checked_context(checkpoint, context_tokens)
     shape = read_known_shape(checkpoint)
     path = str(checkpoint.path) if checkpoint.path is not None else checkpoint.name
@@ -166,6 +169,13 @@ def check_vllm_takes(checkpoint: Checkpoint) -> None:
     ordered = found.is_permuted and found.group_size > 0
     if found.bits not in BITS or not found.is_symmetric or ordered:
         raise InputError("scale_quantization", model=checkpoint.name, quantization=found.label)
+
+
+def check_cpu_runs(checkpoint: Checkpoint) -> None:
+    """Raise InputError where vLLM lacks the kernel for this machine's CPU: it would start, and end at the first
+    question."""
+    if checkpoint.quantization.bits == 4 and not has_4_bit_kernel():
+        raise InputError("scale_cpu_kernel", model=checkpoint.name)
 
 
 def _method(checkpoint: Checkpoint, takes_marlin: bool) -> str | None:

@@ -2,7 +2,7 @@
 
 vLLM 0.32 has a kernel for 4 bit on CPUs (CPUWNA16LinearKernel), so that no half-precision copy is needed. It takes zero
 points of AWQ and none of GPTQ, so the starter is served packed as AWQ. The kernel is in vLLM's library for AVX-512
-alone: with the one for AVX2 the server starts, and ends at the first question.
+alone, so that `scale` refuses other CPUs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from core.engine.sampling_params import Sampling
 from core.remote.engine import RemoteEngine
 from core.remote.selection import RemoteSelection
 from core.starter.build import NAME
+from core.vllm.cpu import has_4_bit_kernel
 from core.vllm.server import venv_folder
 from tests.support.browser_page import answer_greedily, open_from_sidebar, type_message
 from tests.support.dashboard import dashboard, free_port, key
@@ -40,6 +41,7 @@ PARIS = Conversation([("user", "What is the capital of France?")], is_open=False
 pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not venv_folder(is_cpu=True).is_dir(), reason="./llamadeck test installs vLLM"),
+    pytest.mark.skipif(not has_4_bit_kernel(), reason="vLLM's 4 bit on a CPU needs AVX-512"),
 ]
 
 
@@ -105,9 +107,6 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
-@pytest.mark.skipif(
-    "avx512f" not in Path("/proc/cpuinfo").read_text().split(), reason="vLLM's 4 bit on a CPU needs AVX-512"
-)
 def test_vllm_is_served_chatted_with_killed_and_found_again(home: Path, page: Page) -> None:
     port = free_port()
     first = Scale(home, port).wait_until_connected()

@@ -19,8 +19,17 @@ from core.memory.model_shape import read_shape
 from core.vllm.plan import can_split, check_vllm_takes, make_scale_plan
 from core.vllm.server import LOG_HEAD
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.dashboard import free_port
 from tests.support.packed import make_packed
 
+pytestmark = pytest.mark.usefixtures("cpu")
+AVX2 = "flags\t\t: fpu sse2 avx avx2 fma"
+CPUS = {
+    "with AVX-512": (f"{AVX2} avx512f avx512dq avx512cd avx512bw avx512vl", True),
+    "a Xeon Phi's, which torch does not count": (f"{AVX2} avx512f avx512pf avx512er avx512cd", False),
+    "with AVX2": (AVX2, False),
+    "of ARM, where vLLM has other kernels": ("Features\t: fp asimd bf16", True),
+}
 RTX_4090 = DeviceMemory("RTX 4090", 24_564, (8, 9), reserved_mib=510)
 A40 = DeviceMemory("A40", 46_068, (8, 6), reserved_mib=700)
 
@@ -31,6 +40,15 @@ def llama(size: str, branch: str | None = None) -> Checkpoint:
 
 def option(command: Sequence[str], name: str) -> str | None:
     return command[command.index(name) + 1] if name in command else None
+
+
+@pytest.fixture
+def cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the kernel tells of a CPU that vLLM runs 4 bit on, whatever this machine has."""
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\nmodel name\t: some\n{CPUS['with AVX-512'][0]}\n\n")
+    monkeypatch.setattr("core.vllm.cpu.CPUINFO", path)
+    return path
 
 
 def test_a_model_that_fits_one_card_takes_one() -> None:
@@ -82,6 +100,57 @@ def test_without_a_gpu_vllm_runs_on_the_cpu(tmp_path: Path) -> None:
     command = plan.serve_command(8000)
     assert plan.is_cpu and "--gpu-memory-utilization" not in command and "--enforce-eager" in command
     assert command[2] == str(tmp_path / "tiny") and plan.environment()["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize(("said", "is_taken"), CPUS.values(), ids=CPUS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_4_bit_on_a_cpu_without_avx_512_is_refused_before_vllm_starts(
+    tmp_path: Path, cpu: Path, said: str, is_taken: bool, bits: int
+) -> None:
+    """vLLM lacks the kernel there: its server started, said that it was ready, and ended at the first question."""
+    cpu.write_text(f"processor\t: 0\n{said}\n")
+    make_checkpoint(tmp_path / "tiny", Recipe(bits=bits))
+    checkpoint = read_checkpoint(tmp_path / "tiny")
+    assert make_scale_plan(checkpoint, [A40]).fits
+    if is_taken or bits == 8:
+        assert make_scale_plan(checkpoint, []).is_cpu
+        return
+    with pytest.raises(InputError) as caught:
+        make_scale_plan(checkpoint, [])
+    assert (caught.value.key, caught.value.params) == ("scale_cpu_kernel", {"model": "tiny"})
+
+
+def test_a_machine_that_tells_nothing_of_its_cpu_is_left_to_vllm(tmp_path: Path, cpu: Path) -> None:
+    cpu.unlink()
+    make_checkpoint(tmp_path / "tiny")
+    assert make_scale_plan(read_checkpoint(tmp_path / "tiny"), []).is_cpu
+
+
+@pytest.mark.parametrize("packing", ["awq", "compressed"])
+def test_so_is_4_bit_that_is_packed_otherwise(tmp_path: Path, cpu: Path, packing: str) -> None:
+    cpu.write_text(AVX2)
+    make_packed(tmp_path / "tiny", packing, Recipe(symmetric=False))
+    with pytest.raises(InputError) as caught:
+        make_scale_plan(read_checkpoint(tmp_path / "tiny"), [])
+    assert caught.value.key == "scale_cpu_kernel"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_command_says_that_the_cpu_lacks_the_kernel_and_installs_nothing(
+    tmp_path: Path, cpu: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], language: str
+) -> None:
+    def nobody(*_: object, **__: object) -> None:
+        raise AssertionError("vLLM would be installed")
+
+    cpu.write_text(AVX2)
+    monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("LC_ALL", {"en": "C.UTF-8", "zh": "zh_CN.UTF-8"}[language])
+    monkeypatch.setattr("cli.scale._devices", lambda *_: [])
+    monkeypatch.setattr("cli.scale.ensure_venv", nobody)
+    make_checkpoint(tmp_path / "models" / "tiny")
+    assert main(["scale", "tiny", "--start", "--port", str(free_port())]) == 2
+    said = capsys.readouterr().err
+    assert "AVX-512" in said and "tiny" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("change", [{"bits": 3}, {"bits": 2}, {"is_symmetric": False}, {"is_permuted": True}])
