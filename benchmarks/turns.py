@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def turn() -> Iterator[None]:
     folder = Path(os.environ[VARIABLE])
     with (folder / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        others = stop(job for job in jobs(folder) if not is_in(os.getpid(), job))
+        others = stop(jobs(folder), spared=os.getpid())
         try:
             yield
         finally:
@@ -62,33 +62,42 @@ def leave(folder: Path, job: int) -> None:
 
 def go_on(folder: Path) -> None:
     """Let every job run: one that was killed while it measured has let none of them; called between turns."""
-    send(families(jobs(folder)), signal.SIGCONT)
+    send(families(jobs(folder), dict(processes())), signal.SIGCONT)
 
 
 def jobs(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
 
-def stop(roots: Iterable[int]) -> set[int]:
-    """Stop `roots` and all that they began; a process that one began meanwhile is stopped too."""
-    roots, stopped = list(roots), set[int]()
-    while new := families(roots) - stopped:
+def stop(roots: Iterable[int], spared: int) -> set[int]:
+    """Stop `roots`, but for the one that the process `spared` is in, and all that they began; a process that one began
+    meanwhile is stopped too. Each round reads all processes once."""
+    others, stopped = set(roots), set[int]()
+    while True:
+        parents = dict(processes())
+        others -= ancestors(spared, parents)
+        new = families(others, parents) - stopped
+        if not new:
+            return stopped
         send(new, signal.SIGSTOP)
         stopped |= new
-    return stopped
 
 
-def families(roots: Iterable[int]) -> set[int]:
+def families(roots: Iterable[int], parents: Mapping[int, int]) -> set[int]:
     """Those of `roots` that live, and all processes below them."""
-    parents = dict(processes())
     found = {root for root in roots if root in parents}
     while more := {process for process, parent in parents.items() if parent in found} - found:
         found |= more
     return found
 
 
-def is_in(process: int, root: int) -> bool:
-    return process in families([root])
+def ancestors(process: int, parents: Mapping[int, int]) -> set[int]:
+    """`process` and all above it."""
+    found = set[int]()
+    while process in parents and process not in found:
+        found.add(process)
+        process = parents[process]
+    return found
 
 
 def processes() -> Iterator[tuple[int, int]]:
