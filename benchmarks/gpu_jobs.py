@@ -8,8 +8,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.adapter_speed import CELLS
 from benchmarks.llama_cpp_gpu import GGUFS, make_gguf_command
-from benchmarks.speed_table import CASES, MODELS, TODAYS_MODELS, make_command, vllm_cache_gib
+from benchmarks.speed_table import CASES, MODELS, TODAYS_MODELS, Case, make_command, vllm_cache_gib
 
 # Of each model on disk.
 MODEL_GIB = {
@@ -151,7 +152,8 @@ def llama_cpp_job(model: str, shape: str, places: Places) -> Job:
 def adapter_job(engine: str, places: Places) -> Job:
     arguments = ["-m", "benchmarks.adapter_speed", str(places.folder), "--engines", engine]
     arguments += ["--results", str(places.results), *(vllm_arguments(places) if engine == "vllm" else [])]
-    seconds, gib = (90.0, CHATS_GIB) if engine == "ours" else (330.0, 16 + VLLM_GIB)
+    vllm_gib = vllm_cache_gib(Case("7B", CELLS)) + VLLM_GIB
+    seconds, gib = (90.0, CHATS_GIB) if engine == "ours" else (330.0, vllm_gib)
     return Job(f"adapters: {engine}", tuple(arguments), seconds, ("7B",), card_gib=MODEL_GIB["7B"] + gib)
 
 
