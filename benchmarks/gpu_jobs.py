@@ -36,7 +36,13 @@ TESTS = {
 LOAD_TESTS = "tests: load"
 MORE_TESTS = {
     "tests: attention, draws, experts": ("attention", "attention_kinds", "device_map", "draws", "experts"),
-    "tests: kernels, prompts, recurrent, sampling": ("kernels", "prefill", "recurrent_kernels", "sampling"),
+    "tests: kernels, prompts, recurrent, sampling": (
+        "kernels",
+        "prefill",
+        "large_passes",
+        "recurrent_kernels",
+        "sampling",
+    ),
 }
 # Of the smallest card that this is for.
 CARD_GIB = 139
