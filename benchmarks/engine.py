@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -63,6 +64,9 @@ class Engine:
         if state.phase != "ready":
             raise state.error or EngineError("nothing_loaded")
         self.max_chats = num_chats
+        if not self.facts.captured and not self.facts.device.startswith("CPU"):
+            # Whoever reads the figures must not take them for those of captured steps.
+            print(f"{folder.name}: its steps are not captured", file=sys.stderr, flush=True)
         # The next warm worker imports now, not beside what is measured.
         self.had_spare = self.had_spare and self._runner.warm_worker.wait(WARM_S)
         return state.ready_after_s

@@ -178,6 +178,9 @@ void mma_m16n8k16(float** d, std::initializer_list<u32> a_and_b, std::initialize
     }                                                                                                              \
     template <class... Rest> void wgmma_mma_async_sync_aligned_m64n64k16_f32_##TYPE##_##TYPE(float& c, Rest&... r) {  \
         wgmma(&c, FROM, 64, r...);                                                                                 \
+    } \
+    template <class... Rest> void wgmma_mma_async_sync_aligned_m64n32k16_f32_##TYPE##_##TYPE(float& c, Rest&... r) {  \
+        wgmma(&c, FROM, 32, r...);                                                                                 \
     }
 // Of the sums, which lie side by side, the first is enough. B: `columns` rows of 128 bytes, swizzled; the last says where.
 template <class From, class... Rest> void wgmma(float* c, From from, int columns, Rest&... rest) {

@@ -14,7 +14,7 @@ from core.memory.kernels.llamadeck import LLAMADECK
 from core.worker.kernels import packed_small_batch
 from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.low_rank import LowRankMatrices, LowRankRows
-from core.worker.kernels.packed_prefill import FusedDequantGemm, PrefillKernels
+from core.worker.kernels.packed_prefill import FusedDequantGemm
 from core.worker.kernels.packed_small_batch import HEAD_ROWS, MAX_SMALL_BATCH, PackedLinear, SmallBatchKernels
 from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation, pack_codes, tile_scales
 from core.worker.model.kernel_check import check_kernel
@@ -182,9 +182,9 @@ def test_many_rows_are_multiplied_from_codes(format: CodeFormat, dtype: torch.dt
     """Thread blocks share the K blocks of a unit, and the first adds the others' sums."""
     random = torch.Generator().manual_seed(4)
     matrix, dense = make_matrix(format, dtype)
-    gemm = FusedDequantGemm(PrefillKernels(dtype, format, CPU), CPU)
+    gemm = FusedDequantGemm(dtype, format, CPU)
     bias = torch.randn(OUTPUTS, generator=random).to(dtype)
-    for rows in (40, 130):
+    for rows in (20, 40, 70, 130):
         x = torch.randn((rows, INPUTS), generator=random).to(dtype)
         product = gemm.multiply(matrix, x, bias)
         assert far(product, x.float() @ dense + bias.float()) < TOLERANCES[dtype] * 4

@@ -28,6 +28,7 @@ from core.worker.decode.fused_mlp import FusedDenseMlp
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_layers, fuse_prefill
+from core.worker.kernels.packed_prefill import STEP_ROWS, FusedDequantGemm
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -90,6 +91,32 @@ def test_a_chunk_is_read_by_fused_attention(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("is_quantized", [True, False], ids=["4 bit", "16 bit"])
+def test_many_chats_take_the_products_of_prompts(
+    tmp_path: Path, is_quantized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which compute capability 9.0 has: a token of each, in as many chats as are too many for the other products."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    sizes = {**SIZES, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"],
+             "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 64,
+             "linear_value_head_dim": 32}  # fmt: skip
+    reference = make_family_checkpoint(
+        tmp_path / "model",
+        {"model_type": "qwen3_5_text", **sizes},
+        is_quantized=lambda name: is_quantized or "mlp" in name,
+    )
+    num_slots = STEP_ROWS + 1
+    slots = (0, 1, num_slots - 1)
+    wanted = [reference(torch.tensor([[slot + 3]])).logits[0, -1] for slot in slots]
+    _, run, _ = open_fused(tmp_path / "model", monkeypatch, num_slots)
+    counted = counts_of(FusedDequantGemm, "multiply_swizzled", monkeypatch)
+    got = run.decode_many(num_slots)
+    # Of the MLP gate and up, and down; and before and after the mixer.
+    assert len(counted) == 2 * (4 if is_quantized else 2)
+    for slot, logits in zip(slots, wanted, strict=True):
+        assert (got[slot].float() - logits).abs().max() < TOLERANCE * logits.std()
+
+
+@pytest.mark.parametrize("is_quantized", [True, False], ids=["4 bit", "16 bit"])
 def test_a_token_is_decoded_by_a_fused_recurrent_layer(
     tmp_path: Path, is_quantized: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +136,21 @@ def test_a_token_is_decoded_by_a_fused_recurrent_layer(
         assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
 
 
-def open_fused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, GraphRun, list[FusedDecoderLayer]]:
+def counts_of(owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One more for each call of the method `name` from now on."""
+    counted, method = list[None](), getattr(owner, name)
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        counted.append(None)
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counting)
+    return counted
+
+
+def open_fused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, num_slots: int = 2
+) -> tuple[torch.Tensor, GraphRun, list[FusedDecoderLayer]]:
     """A checkpoint's model with fused layers; what it said before they were."""
     checkpoint = read_checkpoint(folder)
     kernel, shape = kernel_named("llamadeck"), read_shape(checkpoint, merged=True)
@@ -121,13 +162,13 @@ def open_fused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Ten
             # As on a GPU: a tensor in a file begins anywhere.
             module.weight.data = module.weight.clone()
     runner, source = (
-        ModelRunner(model, 2, CONTEXT, num_pages=full_pages(2, CONTEXT)),
+        ModelRunner(model, num_slots, CONTEXT, num_pages=full_pages(num_slots, CONTEXT)),
         sys.modules[type(model).__module__],
     )
     # Fusing replaces it for the process. Here it is put back.
     monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
     assert "FusedNorm" in fuse_modules(model)
-    cache = GraphCache(runner.cache, 2)
+    cache = GraphCache(runner.cache, num_slots)
     run = GraphRun(runner, cache)
     before = run.decode()
     assert fuse_layers(model, cache, run.decode) == model.config.num_hidden_layers
@@ -187,6 +228,13 @@ class GraphRun:
             self._cache.set_targets(torch.tensor([1]), at, torch.tensor([place + 1]))
             logits = self._runner.run_captured(torch.tensor([[token]]), at, self._cache, 1)
         return logits
+
+    def decode_many(self, num_slots: int) -> torch.Tensor:
+        """The logits [num_slots, vocabulary] after the first token of each slot, its number and three."""
+        self._runner.cache.clear_states()
+        slots, places = torch.arange(num_slots), torch.zeros((num_slots, 1), dtype=torch.long)
+        self._cache.set_targets(slots, places, torch.ones(num_slots).long())
+        return self._runner.run_captured((slots + 3).unsqueeze(1), places, self._cache, 1)
 
     def prefill(self) -> torch.Tensor:
         """The logits [1, vocabulary] after the last token of the chunk that is there."""

@@ -13,6 +13,7 @@ from core.engine.request_options import AdapterUse
 from core.engine.sampling_params import Sampling
 from core.memory.adapter_room import AdapterRoom
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
+from core.worker.kernels.packed_prefill import MIN_STEP_ROWS
 from core.worker.load import LoadedEngine
 from tests.support.adapters import write_adapter
 from tests.support.checkpoints import Recipe, make_checkpoint
@@ -53,7 +54,8 @@ def next_logits(engine: LoadedEngine, slots: list[int]) -> tuple[list[int], torc
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_captured_steps_compute_each_chats_own_adapter(tmp_path: Path, recipe: Recipe, engines: Engines) -> None:
-    """Three adapters and none, in many chats at once; and some of them alone, to the last bit."""
+    """Three adapters and none, in many chats at once; and beside other adapters, and of few chats alone, to the last
+    bit."""
     folder = tmp_path / "model"
     dense = make_checkpoint(folder, recipe)
     uses = []
@@ -72,8 +74,14 @@ def test_captured_steps_compute_each_chats_own_adapter(tmp_path: Path, recipe: R
     for slot, number in enumerate(chosen):
         reader.set_slot(slot, None if number is None else places[number])
     first, together = next_logits(engine, list(range(NUM_CHATS)))
-    for slot in (0, 3, 69):
-        assert torch.equal(next_logits(engine, [slot])[1][0], together[slot])
+    for slot in range(1, NUM_CHATS):
+        reader.set_slot(slot, places[slot % 3])
+    assert torch.equal(next_logits(engine, list(range(NUM_CHATS)))[1][0], together[0])
+    for slot, number in enumerate(chosen):
+        reader.set_slot(slot, None if number is None else places[number])
+    few = next_logits(engine, list(range(MIN_STEP_ROWS - 1)))[1]
+    for slot in (0, 3, 15):
+        assert torch.equal(next_logits(engine, [slot])[1][0], few[slot])
     engines.restore_rotations()
     for slot, number in list(enumerate(chosen))[-8:]:
         added = {} if number is None else read[number].weights

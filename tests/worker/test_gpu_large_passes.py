@@ -14,6 +14,7 @@ import torch
 
 from core.engine.protocol import Load
 from core.engine.sampling_params import Sampling
+from core.memory.step_sizes import LARGE_CHUNK_TOKENS
 from core.worker.decode.prompt_chunk import PromptChunk
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 from tests.support.gpu_engines import Engines
@@ -51,10 +52,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("family", "most"), [("qwen3", 2048), ("qwen3_moe", 4096), ("qwen3_next", 4096)])
-def test_large_passes_compute_what_the_models_class_does(
-    tmp_path: Path, family: str, most: int, engines: Engines
-) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_passes_compute_what_the_models_class_does(tmp_path: Path, family: str, engines: Engines) -> None:
     """Of one prompt, and of two in one pass where no layer has a state."""
 
     def is_packed(name: str) -> bool:
@@ -64,12 +63,12 @@ def test_large_passes_compute_what_the_models_class_does(
     texts = [[random.Random(slot).randrange(3, 380) for _ in range(length)] for slot, length in enumerate(LENGTHS)]
     engine = engines.open(tmp_path, Load(tmp_path, CONTEXT_TOKENS, len(texts), "llamadeck"))
     steps: Any = engine.steps
-    assert engine.chunk_tokens == steps.pass_sizes[-1] == most
+    assert engine.chunk_tokens == steps.pass_sizes[-1] == LARGE_CHUNK_TOKENS[0]
     memory = engine.facts.memory
     assert memory is not None and 0 < memory.peak_bytes <= memory.plan.allocated
     for slot, text in enumerate(texts):
         steps.reset_slot(slot, Sampling(temperature=0.0), 1, text)
-    begin = len(texts[0]) - min(2600, most)
+    begin = len(texts[0]) - LARGE_CHUNK_TOKENS[0]
     chunks = [PromptChunk(0, texts[0][:begin], 0, False), PromptChunk(1, texts[1], 0, True)]
     passes = [[one] for one in chunks] if steps.has_states else [chunks]
     read = [steps.prefill_chunks(one) for one in passes]

@@ -9,7 +9,7 @@ from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.kernels import step_ops
 from core.worker.kernels.decode_attention import DecodeKernels
 from core.worker.kernels.fused_norm import FusedRmsNorm
-from core.worker.kernels.packed_prefill import DequantThenGemm, FusedDequantGemm, PrefillKernels
+from core.worker.kernels.packed_prefill import DequantThenGemm, FusedDequantGemm
 from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix, invert_permutation
 from tests.support.kv_pages import by_slot, paged
@@ -29,7 +29,7 @@ TOLERANCES = {torch.float16: 0.001, torch.bfloat16: 0.006}
 # all of these are shared out; then one that is not, and one that is in part.
 SHAPES = [(256, 96), (1024, 4112), (4096, 1296), (11008, 4096), (1024, 8192), (1024, 12288)]
 # A piece that is not full, one that is, more than one, an odd number of them.
-ROWS = [33, 64, 128, 129, 256, 300, 512]
+ROWS = [17, 32, 33, 64, 65, 128, 129, 256, 300, 512]
 KINDS = [
     (torch.float16, CodeFormat(4, 128, False), False),
     (torch.bfloat16, CodeFormat(4, 128, False), True),
@@ -51,7 +51,7 @@ def test_products_from_codes_equal_the_dequantized_matrix(
     matrix = make_matrix(*shape, dtype, format, has_permutation, random)
     bias = torch.randn(shape[1], device=DEVICE, generator=random).to(dtype)
     dequantized = dequantize(matrix, SmallBatchKernels(dtype, format, DEVICE))
-    from_codes = FusedDequantGemm(PrefillKernels(dtype, format, DEVICE), DEVICE)
+    from_codes = FusedDequantGemm(dtype, format, DEVICE)
     for rows in ROWS:
         # Twice, and otherwise: a product leaves its buffers as it found them.
         for added in (None, bias):
@@ -61,7 +61,7 @@ def test_products_from_codes_equal_the_dequantized_matrix(
 
 
 @needs_tensor_cores
-@pytest.mark.parametrize("rows", [33, 300])
+@pytest.mark.parametrize("rows", [20, 33, 300])
 @pytest.mark.parametrize(("dtype", "format", "has_permutation"), KINDS, ids=str)
 def test_rmsnorm_swiglu_and_residual_are_fused_right(
     dtype: torch.dtype, format: CodeFormat, has_permutation: bool, rows: int
@@ -69,7 +69,7 @@ def test_rmsnorm_swiglu_and_residual_are_fused_right(
     random = torch.Generator(DEVICE).manual_seed(1)
     matrix = make_matrix(1024, 4112, dtype, format, has_permutation, random)
     inverse_permutation = None if matrix.permutation is None else invert_permutation(matrix.permutation)
-    gemm = FusedDequantGemm(PrefillKernels(dtype, format, DEVICE), DEVICE)
+    gemm = FusedDequantGemm(dtype, format, DEVICE)
     x, weight, both, added = (
         torch.randn(shape, device=DEVICE, generator=random).to(dtype)
         for shape in ((rows, 1024), (1024,), (rows, 2048), (rows, 4112))

@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from core.memory.kernels.llamadeck import PREFILL_PARTIAL_SUM_BYTES
 from core.worker.kernels.packed_prefill import (
     MIN_SHARE,
-    ONE_ROW_TILE,
+    ONE_ROW_TILES,
     TWO_ROW_TILES,
     PrefillTile,
     shared_bytes,
     stream_k_grid,
+    tile_rows_of,
 )
 from core.worker.kernels.packing import CodeFormat
 
 # What a block of threads may have at most on compute capability 9.0.
-MOST_SHARED_BYTES = 227 * 1024
+MOST_SHARED_BYTES = 228 * 1024
 
 
 @given(st.integers(1, 2000), st.integers(1, 500), st.integers(1, 200))
@@ -40,18 +41,28 @@ def test_what_is_shared_keeps_the_gpu_busy_and_is_worth_it(units: int, blocks: i
         pytest.param(160, 128, (132, 132), id="a round, and 28 units for all"),
         pytest.param(64, 64, (132, 0), id="half a round for all"),
         pytest.param(1, 8, (2, 0), id="too little for all"),
-        pytest.param(133, 64, (132, 133), id="a round, and too little for all"),
+        pytest.param(133, 64, (132, 0), id="a round, and too little for all without it"),
+        pytest.param(397, 64, (132, 264), id="three rounds, and too little for all"),
+        pytest.param(133, 3, (132, 133), id="units that are too short"),
     ],
 )
 def test_a_last_round_is_shared_where_it_is_short(units: int, blocks: int, expected: tuple[int, int]) -> None:
     assert stream_k_grid(units, blocks, 132) == expected
 
 
-@pytest.mark.parametrize("tile", [ONE_ROW_TILE, TWO_ROW_TILES])
+@pytest.mark.parametrize(
+    ("rows", "tile"), [*((rows, one) for rows, some in ONE_ROW_TILES.items() for one in some), (128, TWO_ROW_TILES)]
+)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [-1, 32, 64, 128])
 @pytest.mark.parametrize("has_zeros", [False, True])
-def test_a_block_of_threads_has_room(tile: PrefillTile, bits: int, group_size: int, has_zeros: bool) -> None:
-    assert shared_bytes(tile, CodeFormat(bits, group_size, has_zeros)) <= MOST_SHARED_BYTES
-    # What it adds up for another is as much for either tile.
-    assert tile.outputs * tile.row_tiles * 128 * 4 == PREFILL_PARTIAL_SUM_BYTES
+def test_a_block_of_threads_has_room(rows: int, tile: PrefillTile, bits: int, group_size: int, has_zeros: bool) -> None:
+    # Each also takes a kilobyte of the 228 that a multiprocessor has.
+    assert tile.blocks * (shared_bytes(tile, CodeFormat(bits, group_size, has_zeros), rows) + 1024) <= MOST_SHARED_BYTES
+    # So has what it adds up for another.
+    assert tile.blocks * tile.outputs * tile.row_tiles * rows * 4 <= PREFILL_PARTIAL_SUM_BYTES
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, 32), (32, 32), (33, 64), (64, 64), (65, 128), (4096, 128)])
+def test_few_rows_lie_in_small_tiles(rows: int, expected: int) -> None:
+    assert tile_rows_of(rows) == expected

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from core.worker.decode.graph_cache import GraphCache
-from core.worker.decode.layer_parts import LayerPart
+from core.worker.decode.layer_parts import LayerPart, are_many
 from core.worker.kernels.dense_small_batch import dense_kernels_for
 from core.worker.kernels.packed_prefill import FusedDequantGemm
 from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH
@@ -52,7 +52,7 @@ class FusedDecoderLayer(nn.Module):
 
 
 class FusedHead(nn.Module):
-    """The model's head. Up to MAX_SMALL_BATCH rows, a row's logits are the same whatever rows are beside it."""
+    """The model's head. A row's logits are the same whatever rows are beside it, as long as these are few."""
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
@@ -62,6 +62,6 @@ class FusedHead(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, tokens, hidden] -> [rows, tokens, vocabulary]."""
         rows = x.reshape(-1, x.shape[-1])
-        if rows.shape[0] > MAX_SMALL_BATCH:
+        if rows.shape[0] > MAX_SMALL_BATCH or are_many(rows):
             return nn.functional.linear(x, self.weight)
         return self._kernels.multiply([self.weight], rows).view(*x.shape[:-1], -1)

@@ -11,9 +11,10 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import nn
 
+from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.decode.fused_modules import FusedNorm
 from core.worker.kernels.low_rank import MAX_NORMED_ROW
-from core.worker.kernels.packed_prefill import FusedDequantGemm
+from core.worker.kernels.packed_prefill import MIN_STEP_ROWS, FusedDequantGemm
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.packed_variants import MAX_NORMED
 from core.worker.kernels.row_norm import norm_rows
@@ -141,6 +142,20 @@ def prefill_normed(
     """A product of the RMS-normed rows [tokens, size] of a chunk. out: takes the result."""
     swizzled = gemm.rmsnorm_rows(linear.matrix, hidden, norm.before(linear.inverse_permutation))
     return gemm.multiply_swizzled(linear.matrix, swizzled, hidden.shape[0], linear.bias, out=out)
+
+
+def are_many(hidden: torch.Tensor) -> bool:
+    """Whether rows [rows, size] of a step are so many that cuBLAS multiplies them faster: where that was measured."""
+    return hidden.shape[0] >= MIN_STEP_ROWS and has_fused_prefill(torch.cuda.get_device_capability(hidden.device))
+
+
+def faster_gemm(module: nn.Module, hidden: torch.Tensor) -> FusedDequantGemm | None:
+    """What multiplies the rows [rows, size] of a step faster with a quantized matrix without adapters than its kernels
+    for few rows; None where nothing does."""
+    if not isinstance(module, PackedLinear) or not isinstance(module.prefill_backend, FusedDequantGemm):
+        return None
+    gemm = module.prefill_backend
+    return gemm if gemm.is_faster(module.matrix, hidden.shape[0]) else None
 
 
 def shared_gemm(*linears: Packed) -> FusedDequantGemm | None:

@@ -12,6 +12,8 @@ from torch import nn
 from core.worker.decode.fused_modules import FusedNorm
 from core.worker.decode.layer_parts import (
     Packed,
+    are_many,
+    faster_gemm,
     find_normed,
     multiply_normed,
     multiply_packed,
@@ -50,9 +52,16 @@ class InputMatrices:
         """hidden [rows, size] of one new token a row -> [rows, all outputs]."""
         out, begin = self._empty_rows(hidden), 0
         for one in self.packed:
-            multiply_normed(one, hidden, norm, "none", out=out[:, begin : begin + one.out_features])
+            place = out[:, begin : begin + one.out_features]
+            if gemm := faster_gemm(one, hidden):
+                assert isinstance(one, PackedLinear)
+                prefill_normed(gemm, one, hidden, norm, place)
+            else:
+                multiply_normed(one, hidden, norm, "none", out=place)
             begin += one.out_features
-        if self.dense:
+        if self.dense and are_many(hidden):
+            self._multiply_dense(hidden, norm, out)
+        elif self.dense:
             weights, kernels = [one.weight for one in self.dense], dense_kernels_for(hidden.dtype, hidden.device)
             kernels.multiply(weights, hidden, norm=norm.before(None), out=out[:, begin:])
         return out
@@ -69,12 +78,17 @@ class InputMatrices:
             assert isinstance(gemm, FusedDequantGemm)
             prefill_normed(gemm, linear, hidden, norm, out[:, begin:end])
             begin = end
-        normed = norm(hidden) if self.dense else hidden
+        if self.dense:
+            self._multiply_dense(hidden, norm, out)
+        return out
+
+    def _multiply_dense(self, hidden: torch.Tensor, norm: FusedNorm, out: torch.Tensor) -> None:
+        """By cuBLAS, as many rows are."""
+        normed, begin = norm(hidden), sum(one.out_features for one in self.packed)
         for one in self.dense:
             end = begin + one.out_features
             torch.mm(normed, one.weight.t(), out=out[:, begin:end])
             begin = end
-        return out
 
     def split(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of rows [tokens, all outputs] those of each projection, by its name."""
@@ -124,9 +138,15 @@ def inverse_permutation_of(linear: nn.Module) -> torch.Tensor | None:
 
 def multiply_out(linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """mixed [rows, inputs], in the order of a quantized matrix's inputs -> its outputs plus `residual` [rows, size]."""
+    if gemm := faster_gemm(linear, mixed):
+        assert isinstance(linear, PackedLinear)
+        swizzled = gemm.permute_rows(linear.matrix, mixed, is_in_order=True)
+        return gemm.multiply_swizzled(linear.matrix, swizzled, mixed.shape[0], linear.bias, residual)
     if isinstance(linear, PackedLinear | AdapterLinear):
         return multiply_packed(linear, mixed, "residual", residual)
     assert isinstance(linear, nn.Linear)
+    if are_many(mixed):
+        return torch.addmm(residual, mixed, linear.weight.t())
     return dense_kernels_for(mixed.dtype, mixed.device).multiply([linear.weight], mixed, residual)
 
 

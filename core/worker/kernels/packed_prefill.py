@@ -5,6 +5,7 @@ Compute capability 9.0 multiplies from the codes (cuda/prompts.cu); other GPUs d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from core.memory.kernels.llamadeck import (
     PREFILL_MAX_BLOCKS,
     PREFILL_PARTIAL_SUM_BYTES,
+    PREFILL_READY_FLAGS,
     PREFILL_TILE_ROWS,
     dequant_buffer_bytes,
     has_fused_prefill,
@@ -40,12 +42,13 @@ MIN_SHARE = 4
 
 
 class PrefillTile(NamedTuple):
-    """What a thread block multiplies at once: 128 * `tiles` outputs with `row_tiles` * 128 rows, with as many K blocks
-    of 4 or 8 bit in flight as `stages` says."""
+    """What a thread block multiplies at once: 128 * `tiles` outputs with `row_tiles` tiles of rows, with as many K
+    blocks of 4 or 8 bit in flight as `stages` says. `blocks`: how many thread blocks a multiprocessor has at a time."""
 
     tiles: int
     row_tiles: int
     stages: tuple[tuple[int, int], tuple[int, int]]
+    blocks: int = 1
 
     def stages_of(self, bits: int) -> int:
         return dict(self.stages)[bits]
@@ -55,9 +58,25 @@ class PrefillTile(NamedTuple):
         return 128 * self.tiles
 
 
-# Two row tiles use each dequantized code for twice the rows. Found by trying on an H100; of 8 bit as many stages as
-# there is room for.
-ONE_ROW_TILE, TWO_ROW_TILES = PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 2, ((4, 4), (8, 3)))
+# By how many rows a tile has: those for one row tile, of many outputs and of few.
+ONE_ROW_TILES = {
+    32: (PrefillTile(2, 1, ((4, 6), (8, 4)), 2), PrefillTile(1, 1, ((4, 10), (8, 7)), 2)),
+    64: (PrefillTile(2, 1, ((4, 8), (8, 6))), PrefillTile(1, 1, ((4, 7), (8, 5)), 2)),
+    128: (PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 1, ((4, 8), (8, 6)))),
+}
+# Of rows that take several tiles of PREFILL_TILE_ROWS, two use each dequantized code for twice the rows. Found by
+# trying on an H100; of 8 bit as many stages as there is room for.
+TWO_ROW_TILES = PrefillTile(1, 2, ((4, 4), (8, 3)))
+# The most thread blocks, on average, that share an output tile of many outputs: the first adds the others' sums.
+MOST_SHARERS = 3
+# The fewest rows for these products. Fewer are multiplied faster by packed_small_batch.py, where a row's result does
+# not depend on how many there are. Of a step of up to STEP_ROWS only matrices of so many outputs are faster here.
+MIN_STEP_ROWS, STEP_ROWS, MIN_STEP_OUTPUTS = HEAD_ROWS[1] + 1, HEAD_ROWS[2], 8192
+
+
+def tile_rows_of(rows: int) -> int:
+    """How many rows a tile has in a product of `rows`."""
+    return next((one for one in ONE_ROW_TILES if rows <= one), PREFILL_TILE_ROWS)
 
 
 def stream_k_grid(units: int, blocks: int, multiprocessors: int) -> tuple[int, int]:
@@ -69,47 +88,70 @@ def stream_k_grid(units: int, blocks: int, multiprocessors: int) -> tuple[int, i
     left = units % multiprocessors
     grid = min(multiprocessors, max(units, units * blocks // MIN_SHARE))
     # A unit's first thread block waits for the partial sums of all others, so each must have a share.
-    if left == 0 or left >= FULL_WAVE * multiprocessors or left * blocks < MIN_SHARE * grid:
+    if left == 0 or left >= FULL_WAVE * multiprocessors:
         return min(units, multiprocessors), units
-    return grid, units // multiprocessors * multiprocessors
+    whole = units // multiprocessors * multiprocessors
+    if left * blocks < MIN_SHARE * grid:
+        # Too little for all by itself: together with the wave before it is enough.
+        whole -= multiprocessors
+    if whole < 0 or blocks < MIN_SHARE:
+        return min(units, multiprocessors), units
+    return grid, whole
 
 
 class PrefillKernels:
     """The kernels of cuda/prompts.cu for one dtype and format, on one GPU."""
 
-    def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device) -> None:
-        tiles = {one: shared_bytes(one, format) for one in (ONE_ROW_TILE, TWO_ROW_TILES)}
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        format: CodeFormat,
+        tile_rows: int,
+        device: torch.device,
+        made: Sequence[PrefillTile] = (),
+    ) -> None:
+        """made: the tiles to compile; by default those that `tile_for` chooses from."""
+        self._tile_rows = tile_rows
+        several = [TWO_ROW_TILES] if tile_rows == PREFILL_TILE_ROWS else []
+        made = made or [*ONE_ROW_TILES[tile_rows], *several]
+        tiles = {one: shared_bytes(one, format, tile_rows) for one in made}
         lines = (
-            f"GEMM({name(one)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, {size})"
+            f"GEMM({name(one)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, {one.blocks}, {size})"
             for one, size in tiles.items()
         )
         source = read_source("hopper.cuh", "codes.cuh", "swizzled.cuh", "prompts.cu", GEMMS=lines)
-        module = CudaModule(
-            source, defines_for(dtype, format) | {"MAX_ROW": MAX_ROW, "TILE_ROWS": PREFILL_TILE_ROWS}, device
-        )
+        module = CudaModule(source, defines_for(dtype, format) | {"MAX_ROW": MAX_ROW, "TILE_ROWS": tile_rows}, device)
         self.permute_rows = module.kernel("permute_rows")
         self.rmsnorm_rows, self.swiglu_rows = module.kernel("rmsnorm_rows"), module.kernel("swiglu_rows")
         self.gemms = {one: module.kernel(name(one), size) for one, size in tiles.items()}
         found = torch.cuda.get_device_properties(device).multi_processor_count
         self.multiprocessors = min(PREFILL_MAX_BLOCKS, int(found))
 
+    def tile_for(self, row_tiles: int, outputs: int) -> PrefillTile:
+        """The tile for so many tiles of rows. Of one it depends on the matrix alone, as how its K blocks are shared
+        does: so a row's result is the same in all steps of MIN_STEP_ROWS or more."""
+        if row_tiles > 1:
+            return TWO_ROW_TILES
+        large, small = ONE_ROW_TILES[self._tile_rows]
+        return large if -(-outputs // large.outputs) * MOST_SHARERS >= self.multiprocessors else small
+
 
 def name(tile: PrefillTile) -> str:
     return f"gemm_{tile.tiles}_{tile.row_tiles}"
 
 
-def shared_bytes(tile: PrefillTile, format: CodeFormat) -> int:
+def shared_bytes(tile: PrefillTile, format: CodeFormat, tile_rows: int) -> int:
     """Bytes of a thread block's shared memory: `Stages` of cuda/prompts.cu, aligned to 1024 bytes."""
     scales = format.scales_per_block * (1 + format.has_zeros)
     codes = 8 * tile.tiles * (format.pieces * 512 + scales * 32)
-    stage = tile.row_tiles * PREFILL_TILE_ROWS * K_BLOCK * 2 + codes + 16
-    done = 2 * tile.row_tiles * PREFILL_TILE_ROWS * (tile.tiles * 64 + 8) * 2
+    stage = tile.row_tiles * tile_rows * K_BLOCK * 2 + codes + 16
+    done = 2 * tile.row_tiles * tile_rows * (tile.tiles * 64 + 8) * 2
     return tile.stages_of(format.bits) * stage + done + 1024
 
 
 @cache
-def prefill_kernels_for(dtype: torch.dtype, format: CodeFormat, device: torch.device) -> PrefillKernels:
-    return PrefillKernels(dtype, format, device)
+def prefill_kernels_for(dtype: torch.dtype, format: CodeFormat, tile_rows: int, device: torch.device) -> PrefillKernels:
+    return PrefillKernels(dtype, format, tile_rows, device)
 
 
 class FusedDequantGemm:
@@ -118,32 +160,41 @@ class FusedDequantGemm:
     Thread blocks exchange partial sums through buffers that all products share, so one stream must run all of them.
     """
 
-    # The small-batch kernels read the weights once for up to this many rows.
-    min_rows = HEAD_ROWS[-1] + 1
+    min_rows = MIN_STEP_ROWS
 
-    def __init__(self, kernels: PrefillKernels, device: torch.device) -> None:
-        self._kernels = kernels
+    def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device) -> None:
+        self._kind = dtype, format, device
+        # As much as any tile's.
         self._partial_sums = torch.empty(
             PREFILL_MAX_BLOCKS * PREFILL_PARTIAL_SUM_BYTES // 4, dtype=torch.float32, device=device
         )
-        self._ready = torch.zeros(PREFILL_MAX_BLOCKS, dtype=torch.int32, device=device)
+        self._ready = torch.zeros(PREFILL_READY_FLAGS, dtype=torch.int32, device=device)
+
+    def is_faster(self, matrix: PackedMatrix, rows: int) -> bool:
+        """Whether it multiplies `rows` of a step faster than SmallBatchKernels."""
+        return rows >= MIN_STEP_ROWS and (rows > STEP_ROWS or matrix.outputs >= MIN_STEP_OUTPUTS)
 
     def multiply(self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return self.multiply_swizzled(matrix, self.permute_rows(matrix, x), x.shape[0], bias)
 
-    def permute_rows(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, inputs], in the model's order -> the same in the matrix's order and in wgmma's swizzled layout."""
+    def permute_rows(self, matrix: PackedMatrix, x: torch.Tensor, is_in_order: bool = False) -> torch.Tensor:
+        """x [rows, inputs], in the model's order -> the same in the matrix's order and in wgmma's swizzled layout.
+        is_in_order: x is in the matrix's order already."""
         rows, swizzled = x.shape[0], self._buffer(matrix, x)
         threads = rows * matrix.inputs // PERMUTED_INPUTS
-        self._kernels.permute_rows((-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, x, matrix.permutation, swizzled,
-                              x.stride(0), rows, matrix.inputs // K_BLOCK)  # fmt: skip
+        self._kernels(rows).permute_rows(
+            (-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, x, None if is_in_order else matrix.permutation,
+            swizzled, x.stride(0), rows, matrix.inputs // K_BLOCK,
+        )  # fmt: skip
         return swizzled
 
     def rmsnorm_rows(self, matrix: PackedMatrix, x: torch.Tensor, norm: FusedRmsNorm) -> torch.Tensor:
         """RMSNorm of x [rows, inputs], then as `permute_rows`."""
         swizzled = self._buffer(matrix, x)
-        self._kernels.rmsnorm_rows((x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.inverse_permutation, swizzled,
-                                     x.stride(0), matrix.inputs // K_BLOCK, norm.eps, norm.offset)  # fmt: skip
+        self._kernels(x.shape[0]).rmsnorm_rows(
+            (x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.inverse_permutation, swizzled, x.stride(0),
+            matrix.inputs // K_BLOCK, norm.eps, norm.offset,
+        )  # fmt: skip
         return swizzled
 
     def swiglu_rows(
@@ -152,12 +203,19 @@ class FusedDequantGemm:
         """both [rows, 2 * inputs]: silu(first half) * second half, then as `permute_rows`."""
         swizzled = self._buffer(matrix, both)
         threads = both.shape[0] * matrix.inputs // SWIGLU_INPUTS
-        self._kernels.swiglu_rows((-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, both, inverse_permutation, swizzled,
-                                    both.shape[0], matrix.inputs // K_BLOCK)  # fmt: skip
+        self._kernels(both.shape[0]).swiglu_rows(
+            (-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, both, inverse_permutation, swizzled, both.shape[0],
+            matrix.inputs // K_BLOCK,
+        )  # fmt: skip
         return swizzled
 
+    def _kernels(self, rows: int) -> PrefillKernels:
+        dtype, format, device = self._kind
+        return prefill_kernels_for(dtype, format, tile_rows_of(rows), device)
+
     def _buffer(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
-        rows = -(-x.shape[0] // PREFILL_TILE_ROWS) * PREFILL_TILE_ROWS
+        tile_rows = tile_rows_of(x.shape[0])
+        rows = -(-x.shape[0] // tile_rows) * tile_rows
         return torch.empty((rows, matrix.inputs), dtype=x.dtype, device=x.device)
 
     def multiply_swizzled(
@@ -172,13 +230,13 @@ class FusedDequantGemm:
         """swizzled: what `permute_rows`, `rmsnorm_rows` or `swiglu_rows` gave for `rows` rows -> [rows, outputs], plus
         `residual` laid out like it. out: takes the result, as parts of rows that begin on 16 bytes."""
         tiles, blocks = matrix.codes.shape[:2]
-        row_tiles = -(-rows // PREFILL_TILE_ROWS)
+        row_tiles, kernels = -(-rows // tile_rows_of(rows)), self._kernels(rows)
         if out is None:
             out = torch.empty((rows, matrix.outputs), dtype=swizzled.dtype, device=swizzled.device)
-        tile = ONE_ROW_TILE if row_tiles == 1 else TWO_ROW_TILES
+        tile = kernels.tile_for(row_tiles, matrix.outputs)
         units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
-        grid, whole = stream_k_grid(units, blocks, self._kernels.multiprocessors)
-        self._kernels.gemms[tile](
+        grid, whole = stream_k_grid(units, blocks, kernels.multiprocessors * tile.blocks)
+        kernels.gemms[tile](
             (grid, 1, 1), GEMM_THREADS, matrix.codes, matrix.scales, matrix.zeros, swizzled, out, bias, residual,
             self._partial_sums, self._ready, out.stride(0), rows, tiles, blocks, matrix.groups, whole,
         )  # fmt: skip
@@ -213,5 +271,5 @@ def make_prefill_backend(
 ) -> PrefillBackend:
     """The backend for the prefills of a model whose largest matrix has `num_elements`, on `device`."""
     if has_fused_prefill(torch.cuda.get_device_capability(device)):
-        return FusedDequantGemm(prefill_kernels_for(dtype, format, device), device)
+        return FusedDequantGemm(dtype, format, device)
     return DequantThenGemm(kernels_for(dtype, format, device), num_elements, dtype, device)

@@ -43,9 +43,9 @@ struct LowRankDown {
 #define DOWN_THREADS 256
 #define EARLY_A 2
 
-// The block's share of t: A x of its one row. early_a: the beginning of its first row of A. totals [8].
+// The block's share of t: A x of its one row, `strength` times. early_a: the beginning of its first row of A. totals [8].
 __device__ __forceinline__ void tell_low_rank(const LowRankDown& down, const u16* x, const int* x_places, int size,
-                                              int place, int rank, int num_told, const i64* slots,
+                                              int place, int rank, int num_told, float strength,
                                               const uint4 (&early_a)[EARLY_A], u32 tag, float* totals) {
     for (int dot = blockIdx.x; dot < num_told; dot += gridDim.x) {
         if (threadIdx.x < DOWN_THREADS) {
@@ -67,7 +67,7 @@ __device__ __forceinline__ void tell_low_rank(const LowRankDown& down, const u16
             float whole = 0.0f;
 #pragma unroll
             for (int i = 0; i < DOWN_THREADS / 32; i++) whole += totals[i];
-            down.tell(dot, down.weights[slots[0]] * whole, tag);
+            down.tell(dot, strength * whole, tag);
         }
         __syncthreads();
     }

@@ -185,6 +185,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     // Blocks compute t of one row before their products, and read it at the end of their first turn.
     const int place = SINGLE_ROW && down.told ? lora.place_of(0) : -1, num_told = lora.parts * lora.rank;
     const bool is_teller = place >= 0;
+    const float strength = is_teller ? down.weights[lora.slots[0]] : 0.0f;
     u32 tag = 0;
     uint4 early_a[EARLY_A] = {};
     if (is_teller && blockIdx.x < num_told && threadIdx.x < DOWN_THREADS) {
@@ -210,7 +211,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     if (is_teller) tag = down.tag();
     if (is_teller)
         tell_low_rank(down, x, NORMED ? x_inverse_permutation : down.x_places, weights.blocks * 64, place, lora.rank,
-                      num_told, lora.slots, early_a, tag, told_here + TOLD_FLOATS - 8);
+                      num_told, strength, early_a, tag, told_here + TOLD_FLOATS - 8);
 #endif
     if (SINGLE_ROW) {
         // Each warp sums its own part's groups, 2048 inputs at a time: global memory is slow to answer.

@@ -2,11 +2,11 @@
 // group size, as matrices.cu, whose tiles it reads: a lane's words are its part of wgmma's A.
 //
 // The matrix's outputs are the product's M, the rows its N. `permute_rows` lays the rows out for wgmma (swizzled.cuh).
-// Of a thread block one warpgroup copies row tiles and codes, and two multiply: while one dequantizes codes, the other
-// uses the tensor cores.
+// Of a thread block one warpgroup copies row tiles and codes, and two multiply: while the tensor cores are at one K block,
+// the next one's codes are dequantized.
 
-// The partial sums of two warpgroups: 128 floats for each of their threads.
-#define PARTIAL_SUMS (MMA_WARPS * 32 * 128)
+// What each thread of the two warpgroups has of a row tile's sums, in fours.
+#define FOURS (TILE_ROWS / 8)
 
 // x [rows, inputs] in the model's order, 32 inputs of a row a thread. permutation [inputs], or null: in order.
 extern "C" __global__ void __launch_bounds__(256)
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(256)
     store_swizzled_8(pack8(ups), row, place, inverse_permutation, blocks, out);
 }
 
-// Shared memory of a thread block: MT * 64 outputs for each of two warpgroups, NT * 128 rows.
+// Shared memory of a thread block: MT * 64 outputs for each of two warpgroups, NT * TILE_ROWS rows.
 template <int MT, int NT, int STAGES>
 struct Stages {
     static constexpr int TILES = MT * 8, PITCH = MT * 64 + 8;
@@ -87,15 +87,17 @@ struct StreamKWork {
     }
 };
 
-// x, swizzled -> out [rows, outputs], plus `residual` [rows, outputs] if given. partial_sums: PARTIAL_SUMS floats for
-// each thread block. ready: a zero for each, and zero again at the end.
-template <int MT, int NT, int STAGES>
+// x, swizzled -> out [rows, outputs], plus `residual` [rows, outputs] if given. partial_sums: NT * MT *
+// FOURS for each multiplying thread of each thread block. ready: a zero for each, and zero again at the end.
+// BLOCKS: how many thread blocks a multiprocessor has room for; with two, one's tensor cores work while the other
+// dequantizes, and their registers hold the operands of one K block.
+template <int MT, int NT, int STAGES, int BLOCKS>
 __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
                                              u16* out, const u16* bias, const u16* residual, float4* partial_sums,
                                              u32* ready, int out_row, int rows, int tiles, int blocks, int groups,
                                              int whole) {
     typedef Stages<MT, NT, STAGES> Room;
-    constexpr int TILES = Room::TILES;
+    constexpr int TILES = Room::TILES, PARTIAL_SUMS = NT * MT * FOURS * MMA_WARPS * 32;
     extern __shared__ __align__(1024) unsigned char shared[];
     Room& room = *(Room*)(shared + (1024 - smem_address(shared) % 1024) % 1024);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
@@ -108,13 +110,53 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
     }
     __syncthreads();
     pdl_trigger();
-    pdl_wait();
     int stage = 0, parity = 0;
     if (warp >= MMA_WARPS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (BLOCKS == 1)
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        else
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         const int part = warp - MMA_WARPS;
+        // Where the warp's tiles and the lane's scales of a unit lie, from `block` on.
+        u32 from_codes[TILES / 4], from_scales = 0;
+        auto begin_unit = [&](int unit, int block) {
+            const int first = unit / row_blocks * TILES;
+#pragma unroll
+            for (int i = 0; i < TILES / 4; i++)
+                from_codes[i] = (u32)(min(first + part + i * 4, tiles - 1) * blocks + block) * (PIECES * 32) + lane;
+            from_scales = (u32)min(first + lane / 2, tiles - 1) * groups * 8 + lane % 2 * 4;
+        };
+        auto copy_codes = [&](int to, int block) {
+#pragma unroll
+            for (int i = 0; i < TILES / 4; i++) {
+#pragma unroll
+                for (int piece = 0; piece < PIECES; piece++)
+                    cp_async_16(&room.codes[to][part + i * 4][piece][lane], codes + from_codes[i] + piece * 32);
+                from_codes[i] += PIECES * 32;
+            }
+            if (part == 0 && lane < TILES * 2) {
+#pragma unroll
+                for (int i = 0; i < SCALES; i++) {
+                    const u32 from = from_scales + scale_group_of(block * 2 + i) * 8;
+                    cp_async_16(&room.scales[to][i][lane / 2][lane % 2 * 4], scales + from);
+#if ZEROS
+                    cp_async_16(&room.zeros[to][i][lane / 2][lane % 2 * 4], zeros + from);
+#endif
+                }
+            }
+            mbarrier_arrive_on_copies(&room.full[to]);
+        };
+        // No kernel writes codes: as many as there is room for are asked for before the rows are there.
+        int early = 0;
+        StreamKWork first_work(units, whole, blocks);
+        if (first_work.next()) {
+            begin_unit(first_work.unit, first_work.begin);
+            for (int block = first_work.begin; block < first_work.end && early < STAGES; block++)
+                copy_codes(early++, block);
+        }
+        pdl_wait();
         for (StreamKWork work(units, whole, blocks); work.next();) {
-            const int first = work.unit / row_blocks * TILES;
+            if (!early) begin_unit(work.unit, work.begin);
             const int row_tile = work.unit % row_blocks * NT,
                       num_row_tiles = min(NT, (rows + TILE_ROWS - 1) / TILE_ROWS - row_tile);
             const uint4* from_x = x + (i64)row_tile * blocks * (X_TILE / 8);
@@ -126,65 +168,59 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
                         cp_async_bulk(room.x[stage][n], from_x + ((i64)n * blocks + block) * (X_TILE / 8), X_TILE * 2,
                                       &room.full[stage]);
                 }
-#pragma unroll
-                for (int i = part; i < TILES; i += 4)
-#pragma unroll
-                    for (int piece = 0; piece < PIECES; piece++)
-                        cp_async_16(
-                            &room.codes[stage][i][piece][lane],
-                            codes + (((i64)min(first + i, tiles - 1) * blocks + block) * PIECES + piece) * 32 + lane);
-                if (part == 0 && lane < TILES * 2) {
-                    const i64 tile = min(first + lane / 2, tiles - 1);
-#pragma unroll
-                    for (int i = 0; i < SCALES; i++) {
-                        const i64 from = (tile * groups + scale_group_of(block * 2 + i)) * 8;
-                        cp_async_16(&room.scales[stage][i][lane / 2][lane % 2 * 4], scales + from + lane % 2 * 4);
-#if ZEROS
-                        cp_async_16(&room.zeros[stage][i][lane / 2][lane % 2 * 4], zeros + from + lane % 2 * 4);
-#endif
-                    }
-                }
-                mbarrier_arrive_on_copies(&room.full[stage]);
+                if (early)
+                    early--;
+                else
+                    copy_codes(stage, block);
                 if (++stage == STAGES) stage = 0, parity ^= 1;
             }
         }
         return;
     }
 
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    if (BLOCKS == 1)
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    else
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
     const int warpgroup = warp / 4, part = warp % 4;
-    for (StreamKWork work(units, whole, blocks); work.next();) {
-        float sum[NT][MT][64] = {};
-        for (int block = work.begin; block < work.end; block++) {
-            mbarrier_wait(&room.full[stage], parity);
-            u32 a[4][MT][4];
+    pdl_wait();
+    // The next stage's codes as operands, once they are there; which stage that was.
+    auto take = [&](u32 (&a)[4][MT][4]) {
+        mbarrier_wait(&room.full[stage], parity);
 #pragma unroll
-            for (int m = 0; m < MT; m++) {
-                const int tile = (warpgroup * MT + m) * 4 + part;
-                const uint4 now = room.codes[stage][tile][0][lane];
+        for (int m = 0; m < MT; m++) {
+            const int tile = (warpgroup * MT + m) * 4 + part;
+            const uint4 now = room.codes[stage][tile][0][lane];
 #if BITS == 4
-                const u32 words[4] = {now.x, now.y, now.z, now.w};
+            const u32 words[4] = {now.x, now.y, now.z, now.w};
 #else
-                const uint4 next = room.codes[stage][tile][1][lane];
-                const u32 words[8] = {now.x, now.y, now.z, now.w, next.x, next.y, next.z, next.w};
+            const uint4 next = room.codes[stage][tile][1][lane];
+            const u32 words[8] = {now.x, now.y, now.z, now.w, next.x, next.y, next.z, next.w};
 #endif
 #pragma unroll
-                for (int step = 0; step < 4; step++) {
-                    const int set = SCALES == 1 ? 0 : step / 2;
+            for (int step = 0; step < 4; step++) {
+                const int set = SCALES == 1 ? 0 : step / 2;
 #if ZEROS
-                    const ZeroPair less = zero_pair(room.zeros[stage][set][tile][g]);
+                const ZeroPair less = zero_pair(room.zeros[stage][set][tile][g]);
 #else
-                    const ZeroPair less = zero_pair(MIDDLE, MIDDLE);
+                const ZeroPair less = zero_pair(MIDDLE, MIDDLE);
 #endif
-                    const u32 scale = room.scales[stage][set][tile][g];
-                    const u32 even = splat((u16)scale), odd = splat((u16)(scale >> 16));
-                    u32* to = a[step][m];
-                    centered_codes(words + step * OPERAND_WORDS, less, to);
-                    to[0] = times(to[0], even), to[2] = times(to[2], even);
-                    to[1] = times(to[1], odd), to[3] = times(to[3], odd);
-                }
+                const u32 scale = room.scales[stage][set][tile][g];
+                const u32 even = splat((u16)scale), odd = splat((u16)(scale >> 16));
+                u32* to = a[step][m];
+                centered_codes(words + step * OPERAND_WORDS, less, to);
+                to[0] = times(to[0], even), to[2] = times(to[2], even);
+                to[1] = times(to[1], odd), to[3] = times(to[3], odd);
             }
-            const unsigned long long with = wgmma_descriptor(room.x[stage]);
+        }
+        const int taken = stage;
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+        return taken;
+    };
+    for (StreamKWork work(units, whole, blocks); work.next();) {
+        float sum[NT][MT][TILE_ROWS / 2] = {};
+        auto multiply = [&](const u32 (&a)[4][MT][4], int held) {
+            const unsigned long long with = wgmma_descriptor(room.x[held]);
             asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
             for (int step = 0; step < 4; step++)
@@ -193,17 +229,38 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
 #pragma unroll
                     for (int m = 0; m < MT; m++) wgmma(sum[n][m], a[step][m], with + n * (X_TILE / 8) + step * 2);
             asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        };
+        auto finish = [&](int held) {
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             __syncwarp();
-            if (lane == 0) mbarrier_arrive(&room.empty[stage]);
-            if (++stage == STAGES) stage = 0, parity ^= 1;
+            if (lane == 0) mbarrier_arrive(&room.empty[held]);
+        };
+        if (BLOCKS == 1) {
+            u32 a[2][4][MT][4];
+            int held = take(a[0]);
+            for (int base = work.begin; base < work.end; base += 2)
+#pragma unroll
+                for (int side = 0; side < 2; side++) {
+                    if (base + side >= work.end) break;
+                    multiply(a[side], held);
+                    const int done = held;
+                    if (base + side + 1 < work.end) held = take(a[side ^ 1]);
+                    finish(done);
+                }
+        } else {
+            for (int block = work.begin; block < work.end; block++) {
+                u32 a[4][MT][4];
+                const int held = take(a);
+                multiply(a, held);
+                finish(held);
+            }
         }
 
         if (work.begin) {
-            float4* to = partial_sums + blockIdx.x * (PARTIAL_SUMS / 4) + threadIdx.x;
+            float4* to = partial_sums + blockIdx.x * PARTIAL_SUMS + threadIdx.x;
 #pragma unroll
-            for (int i = 0; i < NT * MT * 16; i++) {
-                const float* from = &sum[i / 16 / MT][i / 16 % MT][i % 16 * 4];
+            for (int i = 0; i < NT * MT * FOURS; i++) {
+                const float* from = &sum[i / FOURS / MT][i / FOURS % MT][i % FOURS * 4];
                 to[i * MMA_WARPS * 32] = make_float4(from[0], from[1], from[2], from[3]);
             }
             __threadfence();
@@ -211,18 +268,27 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
             if (threadIdx.x == 0) st_release(ready + blockIdx.x, 1);
             continue;
         }
-        for (int other = blockIdx.x + 1; work.continues_in(other); other++) {
-            while (!ld_acquire(ready + other)) {
-            }
-            const float4* from = partial_sums + other * (PARTIAL_SUMS / 4) + threadIdx.x;
-#pragma unroll
-            for (int i = 0; i < NT * MT * 16; i++) {
-                float* to = &sum[i / 16 / MT][i / 16 % MT][i % 16 * 4];
-                const float4 more = __ldcg(from + i * MMA_WARPS * 32);
-                to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
+        int others = 0;
+        while (work.continues_in(blockIdx.x + 1 + others)) others++;
+        if (others) {
+            u32* of_others = ready + blockIdx.x + 1;
+            // Each waits for another one: one after the other would be a round trip for each.
+            if (threadIdx.x < others) {
+                while (!ld_acquire(of_others + threadIdx.x)) {
+                }
             }
             named_barrier_sync(3, MMA_WARPS * 32);
-            if (threadIdx.x == 0) st_release(ready + other, 0);
+            const float4* from = partial_sums + (blockIdx.x + 1) * PARTIAL_SUMS + threadIdx.x;
+            for (int other = 0; other < others; other++, from += PARTIAL_SUMS) {
+#pragma unroll
+                for (int i = 0; i < NT * MT * FOURS; i++) {
+                    float* to = &sum[i / FOURS / MT][i / FOURS % MT][i % FOURS * 4];
+                    const float4 more = __ldcg(from + i * MMA_WARPS * 32);
+                    to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
+                }
+            }
+            named_barrier_sync(3, MMA_WARPS * 32);
+            if (threadIdx.x < others) st_release(of_others + threadIdx.x, 0);
         }
 
         // sum[.][4j..4j+3]: outputs g, g, g+8, g+8 of rows 8j+2t, 8j+2t+1, 8j+2t, 8j+2t+1.
@@ -237,8 +303,8 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
                 more[0] = to_float(from[0]), more[1] = to_float(from[8]);
             }
 #pragma unroll
-            for (int j = 0; j < NT * 16; j += 2) {
-                const float* from = sum[j / 16][m] + j % 16 * 4;
+            for (int j = 0; j < NT * FOURS; j += 2) {
+                const float* from = sum[j / FOURS][m] + j % FOURS * 4;
                 u32 r[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) r[i] = pack(from[i * 2] + more[i % 2], from[i * 2 + 1] + more[i % 2]);
@@ -268,13 +334,13 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
     }
 }
 
-#define GEMM(NAME, MT, NT, STAGES, BYTES)                                                                              \
+#define GEMM(NAME, MT, NT, STAGES, BLOCKS, BYTES)                                                                      \
     static_assert(sizeof(Stages<MT, NT, STAGES>) + 1024 == BYTES, "what a block of threads has room for");             \
-    extern "C" __global__ void __launch_bounds__(384, 1)                                                               \
+    extern "C" __global__ void __launch_bounds__(384, BLOCKS)                                                          \
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x, u16* out, const u16* bias,       \
              const u16* residual, float4* partial_sums, u32* ready, int out_row, int rows, int tiles, int blocks,      \
              int groups, int whole) {                                                                                  \
-        dequant_gemm<MT, NT, STAGES>(codes, scales, zeros, x, out, bias, residual, partial_sums, ready, out_row, rows, \
-                                     tiles, blocks, groups, whole);                                                    \
+        dequant_gemm<MT, NT, STAGES, BLOCKS>(codes, scales, zeros, x, out, bias, residual, partial_sums, ready,        \
+                                             out_row, rows, tiles, blocks, groups, whole);                             \
     }
 GEMMS

@@ -1,5 +1,5 @@
 // Rows as wgmma takes them from shared memory, and wgmma itself, which only compute capability 9.0 has. TILE_ROWS: how
-// many rows a tile has, 64 or 128.
+// many rows a tile has, 32, 64 or 128.
 //
 // A row tile is TILE_ROWS rows of 64 inputs, K-major and swizzled by 128 bytes; within each 16 inputs those of a lane's
 // word are where A has them (core/worker/kernels/packing.py).
@@ -67,6 +67,11 @@ __device__ __forceinline__ void wgmma(float* c, const u32* a, unsigned long long
                  "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
                  "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, 1, 1, 1, 0;"
                  : F16(0), F16(16), F16(32), F16(48)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(with));
+#elif TILE_ROWS == 32
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16." WGMMA_TYPES
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, 1, 1, 1, 0;"
+                 : F16(0)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(with));
 #else
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16." WGMMA_TYPES
