@@ -19,6 +19,7 @@ from core.worker.kernels.recurrent import (
     DeltaWeights,
     Projected,
     choose_block_sizes,
+    many_rows_bytes,
 )
 from core.worker.kernels.recurrent_check import check_delta_kernels
 
@@ -169,6 +170,23 @@ def test_new_tokens_are_what_transformers_rule_makes_of_them(mixer: GatedDeltaNe
 
 
 @HALVES
+def test_many_rows_whose_states_are_read_ahead_have_the_same_bits(dtype: torch.dtype) -> None:
+    """One begins, one is nobody's; thread blocks take some heads each, one after the other."""
+    mixer = SHAPES[0]
+    layer = make_layer(mixer, dtype)
+    layer.state[0] = torch.nan
+    wanted, rows = layer.copy(), make_rows(mixer, dtype, 4)
+    slots, columns = torch.tensor([2, NUM_ROWS - 1, 0, 1]), torch.tensor([7, -1, 0, 3])
+    assert layer.kernels.ways == (False, True)
+    got, plain = (
+        one.kernels.step(rows, one.weights, *one.memory(), slots, columns, reads_ahead=way)
+        for one, way in ((layer, True), (wanted, False))
+    )
+    assert torch.equal(got, plain)
+    assert torch.equal(layer.state, wanted.state) and torch.equal(layer.conv, wanted.conv)
+
+
+@HALVES
 def test_a_row_is_the_same_beside_any_others(dtype: torch.dtype) -> None:
     together, alone = (layer := make_layer(SHAPES[0], dtype)).copy(), layer.copy()
     rows = make_rows(SHAPES[0], dtype, 4)
@@ -266,11 +284,26 @@ def test_blocks_take_what_shared_memory_has_room_for() -> None:
     assert choose_block_sizes(SHAPES[2], 227 * kib) is None
 
 
+def test_of_large_states_nothing_is_read_ahead() -> None:
+    """A state of 128 x 128 leaves room for two thread blocks on a multiprocessor."""
+    assert many_rows_bytes(SHAPES[1]) == 64 * 1024
+    assert many_rows_bytes(replace(SHAPES[1], key_dim=256)) == 0
+
+
 @HALVES
 @pytest.mark.parametrize("in_blocks", [False, True], ids=["token by token", "in blocks"])
 def test_the_check_of_a_load_passes(in_blocks: bool, dtype: torch.dtype) -> None:
     device = torch.zeros(0).device
     check_delta_kernels(DeltaKernels(SHAPES[0], dtype, 1, device, in_blocks), dtype, device)
+
+
+def test_a_step_that_reads_ahead_and_is_wrong_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one goes on."""
+    device = torch.zeros(0).device
+    kernels = DeltaKernels(SHAPES[0], torch.float16, 1, device)
+    monkeypatch.setattr(kernels, "_step_many", lambda *_: None)
+    check_delta_kernels(kernels, torch.float16, device)
+    assert kernels.ways == (False,)
 
 
 @pytest.mark.parametrize("kernel", ["_step", "_outputs"])

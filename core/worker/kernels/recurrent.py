@@ -23,6 +23,8 @@ from core.worker.kernels.step_ops import HALVES
 
 # As cuda/recurrent_*.cu have it: threads of a block; tokens of one that takes one a warp; columns of one that scans.
 STEP_THREADS, CHUNK_THREADS, CHUNK_TOKENS, SCAN_COLUMNS = 512, 128, 4, 32
+# The largest state, in floats, of which a step's thread blocks read the next one ahead. They do where each has so many.
+MOST_READ_AHEAD, MANY_HEADS = 128 * 128, 2
 # Of a block that convolves, whose warps take four tokens each.
 INPUT_TOKENS = 16
 BLOCK_THREADS = 256
@@ -141,12 +143,21 @@ def module_for(dtype: torch.dtype, mixer: GatedDeltaNet, blocks: BlockSizes | No
     if dtype not in HALVES:
         raise TypeError(f"a recurrent layer in {dtype}")
     defines = {"BF16": int(dtype == torch.bfloat16), "DK": mixer.key_dim, "DV": mixer.value_dim}
-    defines |= {"WIDTH": mixer.conv_width, "STEP_THREADS": STEP_THREADS}
+    defines |= {"WIDTH": mixer.conv_width, "STEP_THREADS": STEP_THREADS, "MANY_ROWS": int(many_rows_bytes(mixer) > 0)}
     files = ["recurrent.cuh", "recurrent_step.cu", "recurrent_chunk.cu"]
     if blocks is None:
         return CudaModule(read_source(*files, "recurrent_scan.cu"), defines, device)
     defines |= {"COLUMNS": blocks.columns, "STAGES": blocks.stages}
     return CudaModule(read_source("fragments.cuh", *files, "recurrent_blocks.cu"), defines, device)
+
+
+def many_rows_bytes(mixer: GatedDeltaNet) -> int:
+    """Bytes of shared memory for the state of a value head that a thread block reads ahead of it, two blocks a
+    multiprocessor; 0 for states that are larger."""
+    if mixer.key_dim * mixer.value_dim > MOST_READ_AHEAD:
+        return 0
+    quads = mixer.value_dim // 4
+    return -(-mixer.key_dim // (STEP_THREADS // quads)) * STEP_THREADS * 4 * FLOAT_BYTES
 
 
 class DeltaKernels:
@@ -174,7 +185,9 @@ class DeltaKernels:
         room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin if in_blocks else 0
         self._blocks = blocks = choose_block_sizes(mixer, room)
         module = module_for(dtype, mixer, blocks, device)
-        self._step = module.kernel("delta_step")
+        self._step, ahead_bytes = module.kernel("delta_step"), many_rows_bytes(mixer)
+        self._step_many = module.kernel("delta_step_many", ahead_bytes) if ahead_bytes else None
+        self._most_blocks = self._step_many.most_blocks(STEP_THREADS) if self._step_many else 0
         self._inputs, self._outputs = module.kernel("delta_inputs"), module.kernel("delta_outputs")
         if blocks is None:
             self._scan = module.kernel("delta_scan")
@@ -183,6 +196,15 @@ class DeltaKernels:
             self._in_blocks = module.kernel("delta_blocks", blocks.shared_bytes(mixer.key_dim))
         # How many value heads of a row have read what they share.
         self._readers = torch.zeros(num_rows * mixer.num_key_heads, dtype=torch.int32, device=device)
+
+    def stop_reading_ahead(self) -> None:
+        """Whatever the number of rows, a step's thread blocks have a head each from now on."""
+        self._step_many = None
+
+    @property
+    def ways(self) -> tuple[bool, ...]:
+        """Whether a step's thread blocks read the next head's state ahead: of many rows, where there is room."""
+        return (False, True) if self._step_many else (False,)
 
     def step(
         self,
@@ -193,8 +215,10 @@ class DeltaKernels:
         slots: torch.Tensor,
         columns: torch.Tensor,
         inverse_permutation: torch.Tensor | None = None,
+        reads_ahead: bool | None = None,
     ) -> torch.Tensor:
         """One new token a row -> [rows, value heads * value dim], each value where `inverse_permutation` says.
+        reads_ahead: one of `ways`; None: the faster one.
 
         conv [.., channels, conv width - 1] and state [.., value heads, key dim, value dim] float32: the layer's memory,
         changed in place where `slots` [rows] says. columns [rows]: the token's place in its slot's text; at 0 the
@@ -203,11 +227,16 @@ class DeltaKernels:
         """
         mixer, rows = self.mixer, projected.mixed.shape[0]
         out = torch.empty((rows, mixer.num_value_heads * mixer.value_dim), dtype=conv.dtype, device=conv.device)
-        self._step(
-            (mixer.num_value_heads, rows, 1), STEP_THREADS, *projected.arguments(), weights.conv, weights.a_log,
-            weights.dt_bias, weights.norm, conv, state, slots, columns, self._readers, out, inverse_permutation,
-            c_longlong(conv.stride(0)), c_longlong(state.stride(0)), float(weights.eps), mixer.num_key_heads,
-            mixer.num_value_heads,
+        kernel, grid, heads = self._step, (mixer.num_value_heads, rows, 1), mixer.num_value_heads * rows
+        if reads_ahead is None:
+            reads_ahead = self._step_many is not None and heads >= MANY_HEADS * self._most_blocks
+        if reads_ahead:
+            assert self._step_many is not None
+            kernel, grid = self._step_many, (min(-(-heads // MANY_HEADS), self._most_blocks), 1, 1)
+        kernel(
+            grid, STEP_THREADS, *projected.arguments(), weights.conv, weights.a_log, weights.dt_bias, weights.norm,
+            conv, state, slots, columns, self._readers, out, inverse_permutation, c_longlong(conv.stride(0)),
+            c_longlong(state.stride(0)), float(weights.eps), mixer.num_key_heads, mixer.num_value_heads, rows,
         )  # fmt: skip
         return out
 

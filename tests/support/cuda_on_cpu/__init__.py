@@ -31,7 +31,11 @@ from tests.support import compiled_kernels
 from tests.support.compiled_kernels import kept_library
 
 HEADER = Path(__file__).parent / "cuda_on_cpu.h"
-OPTIONS = [*compiled_kernels.OPTIONS, "-O2", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-shared", "-fPIC"]
+# Shared memory is static; that of a template would be one for all libraries, whatever their sizes.
+OPTIONS = [
+    *compiled_kernels.OPTIONS, "-O2", "-fno-strict-aliasing", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-shared",
+    "-fPIC",
+]  # fmt: skip
 # Each thread of a block costs a turn at every exchange. So many still are several warps.
 SAMPLE_THREADS = 256
 KERNEL = re.compile(r'extern "C" __global__ void (?:__\w+__\([^()]*\)\s*)*(\w+)\(([^)]*)\)')
@@ -79,6 +83,9 @@ class CpuKernel:
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self._run, self._launch = library.run_on_cpu, getattr(library, f"launch_{name}")
+
+    def most_blocks(self, num_threads: int) -> int:
+        return 3
 
     def __call__(
         self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument, starts_early: bool = True

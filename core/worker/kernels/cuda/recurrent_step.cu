@@ -1,4 +1,5 @@
-// A Gated DeltaNet layer for one new token a row, in one kernel. STEP_THREADS: of a block.
+// A Gated DeltaNet layer for one new token a row, in one kernel. STEP_THREADS: of a block. MANY_ROWS: whether there is room
+// in shared memory for the state that a thread block of many rows reads ahead.
 
 #define QUADS (DV / 4)
 #define ROW_GROUPS (STEP_THREADS / QUADS)
@@ -6,16 +7,33 @@
 #define CHANNELS_EACH ((HEAD_CHANNELS + STEP_THREADS - 1) / STEP_THREADS)
 #define COLUMNS_EACH ((DV + STEP_THREADS - 1) / STEP_THREADS)
 
-// One new token a row: grid (value heads, rows). columns [rows]: its place in its slot's text; below 0 the row gets zeros
-// and its slot is left alone. readers [rows][key heads]: zeros, and zeros again afterwards. out [rows][value heads * DV],
-// each value where `inverse_permutation` says, if given.
-// A thread keeps four columns of some of the state's rows, which it reads before the token's numbers are there.
-extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ? 1 : 2)
-    delta_step(const u16* mixed, const u16* gates, const u16* betas, const u16* decays, int mixed_row, int gates_row,
-               int betas_row, int decays_row, int head_step, int keys, int values, int values_step, int gates_step,
-               int scalars_step, const u16* conv_weights, const float* log_rates, const float* offsets, const u16* norm_weights,
-               u16* conv, float* state, const i64* slots, const i64* columns, u32* readers, u16* out,
-               const int* inverse_permutation, i64 conv_row, i64 state_row, float eps, int key_heads, int value_heads) {
+// Four of the state's floats, or zeros, into shared memory without waiting for them.
+__device__ __forceinline__ void ask_for_four(bool is_there, float4* to, const float* from) {
+#if __CUDA_ARCH__ >= 800
+    cp_async_16_zfill(is_there, to, from);
+#else
+    *to = is_there ? *(const float4*)from : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#endif
+}
+__device__ __forceinline__ void wait_for_what_was_asked() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// One new token a row. columns [rows]: its place in its slot's text; below 0 the row gets zeros and its slot is left alone.
+// readers [rows][key heads]: zeros, and zeros again afterwards. out [rows][value heads * DV], each value where
+// `inverse_permutation` says, if given.
+// A thread keeps four columns of some of the state's rows, which it reads before the token's numbers are there. Of many
+// rows (MANY) a block takes one head after the other, and asks for the next one's state while it computes: `ahead`
+// [ROWS_EACH][STEP_THREADS], of which each thread reads what it asked for itself.
+template <bool MANY>
+__device__ __forceinline__ void step_heads(
+    const u16* mixed, const u16* gates, const u16* betas, const u16* decays, int mixed_row, int gates_row, int betas_row,
+    int decays_row, int head_step, int keys, int values, int values_step, int gates_step, int scalars_step,
+    const u16* conv_weights, const float* log_rates, const float* offsets, const u16* norm_weights, u16* conv,
+    float* state, const i64* slots, const i64* columns, u32* readers, u16* out, const int* inverse_permutation,
+    i64 conv_row, i64 state_row, float eps, int key_heads, int value_heads, int rows, float4* ahead) {
     __shared__ float active[HEAD_CHANNELS], deltas[DV], squares[STEP_THREADS / 32];
     __shared__ float read[2][ROW_GROUPS][DV];  // Of the state by key and by query, a row group's part.
     __shared__ u16 own_gates[DV], norms[DV];
@@ -23,161 +41,233 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
     __shared__ u32 arrived;
     const Projected from = PROJECTED;
     const Heads heads = {key_heads, value_heads};
-    const int head = blockIdx.x, row = blockIdx.y, ratio = heads.ratio(), tid = threadIdx.x, lane = tid % 32;
-    auto put = [&](int at, u16 value) {
-        const int place = head * DV + at;
-        out[(i64)row * value_heads * DV + (inverse_permutation ? inverse_permutation[place] : place)] = value;
+    const int ratio = heads.ratio(), tid = threadIdx.x, lane = tid % 32, quad = tid % QUADS, group = tid / QUADS;
+    auto ask_ahead = [&](int item) {
+        if (item >= rows * value_heads) return;
+        const i64 column = columns[item / value_heads], slot = slots[item / value_heads];
+        if ((column | slot) < 0) return;
+        const float* from = state + slot * state_row + (i64)(item % value_heads) * DK * DV;
+        // Not unrolled: registers are few.
+#pragma unroll 1
+        for (int e = 0; e < ROWS_EACH; e++) {
+            const int at = e * ROW_GROUPS + group;
+            const bool is_there = at < DK && group < ROW_GROUPS && column > 0;
+            ask_for_four(is_there, ahead + e * STEP_THREADS + tid, is_there ? from + at * DV + quad * 4 : from);
+        }
     };
-    // slots, columns and what earlier steps left in them were written before the step's first kernel: no need to wait.
-    const i64 column = columns[row], slot = slots[row];
-    // Slots are not negative: both are asked for at once.
-    if ((column | slot) < 0) {
+    if (MANY) {
+        ask_ahead(blockIdx.x);
         pdl_trigger();
         pdl_wait();
-        for (int at = tid; at < DV; at += STEP_THREADS) put(at, 0);
-        return;
     }
-    const bool is_first = column == 0;
-    conv += slot * conv_row, state += slot * state_row + (i64)head * DK * DV;
-
-    const int quad = tid % QUADS, group = tid / QUADS;
-    float kept[ROWS_EACH][4] = {};
-#pragma unroll
-    for (int e = 0; e < ROWS_EACH; e++) {
-        const int at = e * ROW_GROUPS + group;
-        if (at >= DK || group >= ROW_GROUPS || is_first) continue;
-        const float4 four = *(const float4*)(state + at * DV + quad * 4);
-        kept[e][0] = four.x, kept[e][1] = four.y, kept[e][2] = four.z, kept[e][3] = four.w;
-    }
-    u16 window[CHANNELS_EACH][WIDTH], weights[CHANNELS_EACH][WIDTH];
-#pragma unroll
-    for (int c = 0; c < CHANNELS_EACH; c++) {
-        const int at = c * STEP_THREADS + tid;
-        if (at >= HEAD_CHANNELS) continue;
-        const int channel = Channel(from, heads, head, at).channel;
-#pragma unroll
-        for (int i = 0; i < WIDTH; i++) {
-            weights[c][i] = conv_weights[channel * WIDTH + i];
-            if (i < MEMORY) window[c][i] = is_first ? 0 : conv[channel * MEMORY + i];
+    auto step_head = [&](int head, int row) {
+        auto put = [&](int at, u16 value) {
+            const int place = head * DV + at;
+            out[(i64)row * value_heads * DV + (inverse_permutation ? inverse_permutation[place] : place)] = value;
+        };
+        // slots, columns and what earlier steps left in them were written before the step's first kernel: no need to wait.
+        const i64 column = columns[row], slot = slots[row];
+        // Slots are not negative: both are asked for at once.
+        if ((column | slot) < 0) {
+            if (!MANY) {
+                pdl_trigger();
+                pdl_wait();
+            }
+            for (int at = tid; at < DV; at += STEP_THREADS) put(at, 0);
+            if (MANY) ask_ahead(row * value_heads + head + gridDim.x);
+            return;
         }
-    }
-    // The last threads have no channel: they read the gates and the norm's weights, and the very last one the scalars.
-    // All that is read of a token is asked for before any of it is waited for.
-    const int from_last = STEP_THREADS - 1 - tid;
-    u16 norm[COLUMNS_EACH], gate[COLUMNS_EACH], beta_bits, decay_bits;
-    float log_rate, offset;
-    if (from_last == 0) log_rate = log_rates[head], offset = offsets[head];
-#pragma unroll
-    for (int c = 0; c < COLUMNS_EACH; c++) {
-        const int at = c * STEP_THREADS + from_last;
-        if (at < DV) norm[c] = norm_weights[at];
-    }
-    pdl_trigger();
-    pdl_wait();
+        const bool is_first = column == 0;
+        u16* const own_conv = conv + slot * conv_row;
+        float* const own_state = state + slot * state_row + (i64)head * DK * DV;
 
-    if (from_last == 0) {
-        beta_bits = read_scalar(from, betas, betas_row, ratio, row, head);
-        decay_bits = read_scalar(from, decays, decays_row, ratio, row, head);
-    }
+        float kept[ROWS_EACH][4] = {};
 #pragma unroll
-    for (int c = 0; c < CHANNELS_EACH; c++) {
-        const int at = c * STEP_THREADS + tid;
-        if (at < HEAD_CHANNELS) window[c][MEMORY] = mixed[(i64)row * mixed_row + Channel(from, heads, head, at).input];
-    }
-#pragma unroll
-    for (int c = 0; c < COLUMNS_EACH; c++) {
-        const int at = c * STEP_THREADS + from_last;
-        if (at < DV) gate[c] = gates[row * (i64)gates_row + head / ratio * gates_step + head % ratio * DV + at];
-    }
-#pragma unroll
-    for (int c = 0; c < COLUMNS_EACH; c++) {
-        const int at = c * STEP_THREADS + from_last;
-        if (at < DV) norms[at] = norm[c], own_gates[at] = gate[c];
-    }
-    if (from_last == 0)
-        scalars[0] = beta_of(beta_bits), scalars[1] = expf(log_decay_of(decay_bits, log_rate, offset));
-#pragma unroll
-    for (int c = 0; c < CHANNELS_EACH; c++) {
-        const int at = c * STEP_THREADS + tid;
-        if (at < HEAD_CHANNELS) active[at] = convolve(window[c], weights[c]);
-    }
-    __syncthreads();
-    const float beta = scalars[0], decay = scalars[1];
-    // Value heads that share a key head all read its channels' last inputs; the last of them to come this far moves them
-    // on, and each moves its own values' on.
-    u32* counter = readers + row * key_heads + head / ratio;
-    const u32 before = tid == 0 && ratio > 1 ? atomicInc(counter, ratio - 1) : 0;  // The last one leaves a zero.
-
-    // Each warp adds them up for itself, which saves waiting for one that does.
-    float key_squares = 0.0f, query_squares = 0.0f, products = 0.0f;
-    for (int at = lane; at < DK; at += 32) {
-        const float query = active[at], key = active[DK + at];
-        key_squares += key * key, query_squares += query * query, products += query * key;
-    }
-    const float key_by = rsqrtf(warp_sum(key_squares) + 1e-6f);
-    const float query_by = rsqrtf(warp_sum(query_squares) + 1e-6f) * rsqrtf((float)DK);
-    const float match = warp_sum(products) * key_by * query_by;
-
-    float by_key[4] = {}, by_query[4] = {};
-#pragma unroll
-    for (int e = 0; e < ROWS_EACH; e++) {
-        const int at = min(e * ROW_GROUPS + group, DK - 1);  // Of rows that do not exist zeros are kept.
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            by_query[i] = __fmaf_rn(kept[e][i], active[at], by_query[i]);
-            by_key[i] = __fmaf_rn(kept[e][i], active[DK + at], by_key[i]);
+        for (int e = 0; e < ROWS_EACH; e++) {
+            const int at = e * ROW_GROUPS + group;
+            if (MANY || at >= DK || group >= ROW_GROUPS || is_first) continue;
+            const float4 four = *(const float4*)(own_state + at * DV + quad * 4);
+            kept[e][0] = four.x, kept[e][1] = four.y, kept[e][2] = four.z, kept[e][3] = four.w;
         }
-    }
-    if (group < ROW_GROUPS)
+        u16 window[CHANNELS_EACH][WIDTH], weights[CHANNELS_EACH][WIDTH];
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            read[0][group][quad * 4 + i] = by_key[i], read[1][group][quad * 4 + i] = by_query[i];
-    __syncthreads();
-    // What the state will say to the query: what it says now, faded, and the new value as far as key and query match.
-    float answers[COLUMNS_EACH], sum = 0.0f;
+        for (int c = 0; c < CHANNELS_EACH; c++) {
+            const int at = c * STEP_THREADS + tid;
+            if (at >= HEAD_CHANNELS) continue;
+            const int channel = Channel(from, heads, head, at).channel;
 #pragma unroll
-    for (int c = 0; c < COLUMNS_EACH; c++) {
-        const int at = c * STEP_THREADS + tid;
-        if (at >= DV) continue;
-        float stored = 0.0f, answer = 0.0f;
+            for (int i = 0; i < WIDTH; i++) {
+                weights[c][i] = conv_weights[channel * WIDTH + i];
+                if (i < MEMORY) window[c][i] = is_first ? 0 : own_conv[channel * MEMORY + i];
+            }
+        }
+        // The last threads have no channel: they read the gates and the norm's weights, and the very last one the scalars.
+        // All that is read of a token is asked for before any of it is waited for.
+        const int from_last = STEP_THREADS - 1 - tid;
+        u16 norm[COLUMNS_EACH], gate[COLUMNS_EACH], beta_bits, decay_bits;
+        float log_rate, offset;
+        if (from_last == 0) log_rate = log_rates[head], offset = offsets[head];
 #pragma unroll
-        for (int i = 0; i < ROW_GROUPS; i++) stored += read[0][i][at], answer += read[1][i][at];
-        const float delta = (active[2 * DK + at] - stored * (decay * key_by)) * beta;
-        deltas[at] = delta * key_by;
-        answers[c] = round_half(__fmaf_rn(delta, match, answer * (decay * query_by)));
-        sum += answers[c] * answers[c];
-    }
-    sum = warp_sum(sum);
-    if (lane == 0) squares[tid / 32] = sum;
-    if (tid == 0) arrived = before;
-    __syncthreads();
-    const bool is_last = ratio == 1 || arrived == ratio - 1;
+        for (int c = 0; c < COLUMNS_EACH; c++) {
+            const int at = c * STEP_THREADS + from_last;
+            if (at < DV) norm[c] = norm_weights[at];
+        }
+        if (!MANY) {
+            pdl_trigger();
+            pdl_wait();
+        }
+
+        if (from_last == 0) {
+            beta_bits = read_scalar(from, betas, betas_row, ratio, row, head);
+            decay_bits = read_scalar(from, decays, decays_row, ratio, row, head);
+        }
+#pragma unroll
+        for (int c = 0; c < CHANNELS_EACH; c++) {
+            const int at = c * STEP_THREADS + tid;
+            if (at < HEAD_CHANNELS) window[c][MEMORY] = mixed[(i64)row * mixed_row + Channel(from, heads, head, at).input];
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMNS_EACH; c++) {
+            const int at = c * STEP_THREADS + from_last;
+            if (at < DV) gate[c] = gates[row * (i64)gates_row + head / ratio * gates_step + head % ratio * DV + at];
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMNS_EACH; c++) {
+            const int at = c * STEP_THREADS + from_last;
+            if (at < DV) norms[at] = norm[c], own_gates[at] = gate[c];
+        }
+        if (from_last == 0)
+            scalars[0] = beta_of(beta_bits), scalars[1] = expf(log_decay_of(decay_bits, log_rate, offset));
+#pragma unroll
+        for (int c = 0; c < CHANNELS_EACH; c++) {
+            const int at = c * STEP_THREADS + tid;
+            if (at < HEAD_CHANNELS) active[at] = convolve(window[c], weights[c]);
+        }
+        __syncthreads();
+        const float beta = scalars[0], decay = scalars[1];
+        // Value heads that share a key head all read its channels' last inputs; the last of them to come this far moves them
+        // on, and each moves its own values' on.
+        u32* counter = readers + row * key_heads + head / ratio;
+        const u32 before = tid == 0 && ratio > 1 ? atomicInc(counter, ratio - 1) : 0;  // The last one leaves a zero.
+
+        // Each warp adds them up for itself, which saves waiting for one that does.
+        float key_squares = 0.0f, query_squares = 0.0f, products = 0.0f;
+        for (int at = lane; at < DK; at += 32) {
+            const float query = active[at], key = active[DK + at];
+            key_squares += key * key, query_squares += query * query, products += query * key;
+        }
+        const float key_by = rsqrtf(warp_sum(key_squares) + 1e-6f);
+        const float query_by = rsqrtf(warp_sum(query_squares) + 1e-6f) * rsqrtf((float)DK);
+        const float match = warp_sum(products) * key_by * query_by;
+
+        if (MANY) {
+            wait_for_what_was_asked();
+#pragma unroll
+            for (int e = 0; e < ROWS_EACH; e++) {
+                const float4 four = ahead[e * STEP_THREADS + tid];
+                kept[e][0] = four.x, kept[e][1] = four.y, kept[e][2] = four.z, kept[e][3] = four.w;
+            }
+            ask_ahead(row * value_heads + head + gridDim.x);
+        }
+        float by_key[4] = {}, by_query[4] = {};
+#pragma unroll
+        for (int e = 0; e < ROWS_EACH; e++) {
+            const int at = min(e * ROW_GROUPS + group, DK - 1);  // Of rows that do not exist zeros are kept.
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                by_query[i] = __fmaf_rn(kept[e][i], active[at], by_query[i]);
+                by_key[i] = __fmaf_rn(kept[e][i], active[DK + at], by_key[i]);
+            }
+        }
+        if (group < ROW_GROUPS)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                read[0][group][quad * 4 + i] = by_key[i], read[1][group][quad * 4 + i] = by_query[i];
+        __syncthreads();
+        // What the state will say to the query: what it says now, faded, and the new value as far as key and query match.
+        float answers[COLUMNS_EACH], sum = 0.0f;
+#pragma unroll
+        for (int c = 0; c < COLUMNS_EACH; c++) {
+            const int at = c * STEP_THREADS + tid;
+            if (at >= DV) continue;
+            float stored = 0.0f, answer = 0.0f;
+#pragma unroll
+            for (int i = 0; i < ROW_GROUPS; i++) stored += read[0][i][at], answer += read[1][i][at];
+            const float delta = (active[2 * DK + at] - stored * (decay * key_by)) * beta;
+            deltas[at] = delta * key_by;
+            answers[c] = round_half(__fmaf_rn(delta, match, answer * (decay * query_by)));
+            sum += answers[c] * answers[c];
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) squares[tid / 32] = sum;
+        if (tid == 0) arrived = before;
+        __syncthreads();
+        const bool is_last = ratio == 1 || arrived == ratio - 1;
 
 #pragma unroll
-    for (int e = 0; e < ROWS_EACH; e++) {
-        const int at = e * ROW_GROUPS + group;
-        if (at >= DK || group >= ROW_GROUPS) continue;
-        const float key = active[DK + at];
-        store_four(state + at * DV + quad * 4, __fmaf_rn(key, deltas[quad * 4], kept[e][0] * decay),
-                   __fmaf_rn(key, deltas[quad * 4 + 1], kept[e][1] * decay), __fmaf_rn(key, deltas[quad * 4 + 2], kept[e][2] * decay),
-                   __fmaf_rn(key, deltas[quad * 4 + 3], kept[e][3] * decay));
-    }
+        for (int e = 0; e < ROWS_EACH; e++) {
+            const int at = e * ROW_GROUPS + group;
+            if (at >= DK || group >= ROW_GROUPS) continue;
+            const float key = active[DK + at];
+            store_four(own_state + at * DV + quad * 4, __fmaf_rn(key, deltas[quad * 4], kept[e][0] * decay),
+                       __fmaf_rn(key, deltas[quad * 4 + 1], kept[e][1] * decay), __fmaf_rn(key, deltas[quad * 4 + 2], kept[e][2] * decay),
+                       __fmaf_rn(key, deltas[quad * 4 + 3], kept[e][3] * decay));
+        }
 #pragma unroll
-    for (int c = 0; c < CHANNELS_EACH; c++) {
-        const int at = c * STEP_THREADS + tid;
-        if (at >= HEAD_CHANNELS || (at < 2 * DK && !is_last)) continue;
-        const int channel = Channel(from, heads, head, at).channel;
+        for (int c = 0; c < CHANNELS_EACH; c++) {
+            const int at = c * STEP_THREADS + tid;
+            if (at >= HEAD_CHANNELS || (at < 2 * DK && !is_last)) continue;
+            const int channel = Channel(from, heads, head, at).channel;
 #pragma unroll
-        for (int i = 0; i < MEMORY; i++) conv[channel * MEMORY + i] = window[c][i + 1];
-    }
-    float whole = 0.0f;
+            for (int i = 0; i < MEMORY; i++) own_conv[channel * MEMORY + i] = window[c][i + 1];
+        }
+        float whole = 0.0f;
 #pragma unroll
-    for (int i = 0; i < STEP_THREADS / 32; i++) whole += squares[i];
-    const float by = rsqrtf(whole / DV + eps);
+        for (int i = 0; i < STEP_THREADS / 32; i++) whole += squares[i];
+        const float by = rsqrtf(whole / DV + eps);
 #pragma unroll
-    for (int c = 0; c < COLUMNS_EACH; c++) {
-        const int at = c * STEP_THREADS + tid;
-        if (at >= DV) continue;
-        put(at, gated(answers[c], by, norms[at], own_gates[at]));
+        for (int c = 0; c < COLUMNS_EACH; c++) {
+            const int at = c * STEP_THREADS + tid;
+            if (at >= DV) continue;
+            put(at, gated(answers[c], by, norms[at], own_gates[at]));
+        }
+    };
+    if (!MANY) return step_head(blockIdx.x, blockIdx.y);
+#pragma unroll 1
+    for (int item = blockIdx.x; item < rows * value_heads; item += gridDim.x) {
+        step_head(item % value_heads, item / value_heads);
+        // The next head's numbers take the place of this one's.
+        __syncthreads();
     }
 }
+
+// Grid (value heads, rows).
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ? 1 : 2)
+    delta_step(const u16* mixed, const u16* gates, const u16* betas, const u16* decays, int mixed_row, int gates_row,
+               int betas_row, int decays_row, int head_step, int keys, int values, int values_step, int gates_step,
+               int scalars_step, const u16* conv_weights, const float* log_rates, const float* offsets,
+               const u16* norm_weights, u16* conv, float* state, const i64* slots, const i64* columns, u32* readers,
+               u16* out, const int* inverse_permutation, i64 conv_row, i64 state_row, float eps, int key_heads,
+               int value_heads, int rows) {
+    step_heads<false>(mixed, gates, betas, decays, mixed_row, gates_row, betas_row, decays_row, head_step, keys, values,
+                      values_step, gates_step, scalars_step, conv_weights, log_rates, offsets, norm_weights, conv, state,
+                      slots, columns, readers, out, inverse_permutation, conv_row, state_row, eps, key_heads,
+                      value_heads, rows, nullptr);
+}
+
+#if MANY_ROWS
+// Any number of blocks.
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2)
+    delta_step_many(const u16* mixed, const u16* gates, const u16* betas, const u16* decays, int mixed_row, int gates_row,
+                    int betas_row, int decays_row, int head_step, int keys, int values, int values_step, int gates_step,
+                    int scalars_step, const u16* conv_weights, const float* log_rates, const float* offsets,
+                    const u16* norm_weights, u16* conv, float* state, const i64* slots, const i64* columns, u32* readers,
+                    u16* out, const int* inverse_permutation, i64 conv_row, i64 state_row, float eps, int key_heads,
+                    int value_heads, int rows) {
+    extern __shared__ uint4 shared[];
+    step_heads<true>(mixed, gates, betas, decays, mixed_row, gates_row, betas_row, decays_row, head_step, keys, values,
+                     values_step, gates_step, scalars_step, conv_weights, log_rates, offsets, norm_weights, conv, state,
+                     slots, columns, readers, out, inverse_permutation, conv_row, state_row, eps, key_heads,
+                     value_heads, rows, (float4*)shared);
+}
+#endif
