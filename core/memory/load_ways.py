@@ -14,7 +14,7 @@ from core.memory.model_shape import ModelShape
 from core.memory.plan import MemoryPlan, make_plan
 from core.memory.sizes import MIB
 from core.memory.split_plan import split_plan
-from core.memory.step_sizes import LARGE_CHUNK_TOKENS, LEAN_SIZES, USUAL_SIZES, StepSizes
+from core.memory.step_sizes import EXPERT_CHUNK_TOKENS, LARGE_CHUNK_TOKENS, LEAN_SIZES, USUAL_SIZES, StepSizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ def large_sizes(shape: ModelShape, num_tokens: int) -> list[StepSizes]:
     """Of passes over more tokens of prompts, the fastest first. A recurrent layer without experts reads one prompt at a
     time, and gains nothing."""
     is_recurrent = any(layer.recurrent for layer, _ in shape.layers)
-    most = num_tokens if shape.has_experts or not is_recurrent else 0
-    return [StepSizes(size) for size in LARGE_CHUNK_TOKENS if size <= most]
+    sizes = EXPERT_CHUNK_TOKENS if shape.has_experts else () if is_recurrent else LARGE_CHUNK_TOKENS
+    return [StepSizes(size) for size in sizes if size <= num_tokens]
 
 
 def plan_devices(

@@ -287,4 +287,5 @@ def batch_sizes(num_slots: int) -> list[int]:
 
 def chunk_sizes(chunk_tokens: int) -> list[int]:
     """How many tokens of prompts a captured step reads: short prompts need not pay for a whole chunk."""
-    return [size for size in (16, 32, 64, 128, 256, 512, 768, 1024, 1536) if size < chunk_tokens] + [chunk_tokens]
+    sizes = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072)
+    return [*[size for size in sizes if size < chunk_tokens], chunk_tokens]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 VERIFIED_TOKENS = 8
 # How many tokens of prompts the engine reads at once on a GPU; the plan holds room for that many.
 GPU_CHUNK_TOKENS = 512
-# Where there is room for more: many prompts are read faster, and long ones of experts, since each pass reads them all.
-LARGE_CHUNK_TOKENS = (2048, 1024)
+# Where there is room for more: many prompts are read faster. Each pass reads all experts, so theirs gain by still more.
+LARGE_CHUNK_TOKENS, EXPERT_CHUNK_TOKENS = (2048, 1024), (4096, 2048, 1024)
 # Where there is no room for that, prompts are read more slowly, and no tokens are verified.
 LEAN_CHUNK_TOKENS = 256
 
@@ -30,3 +30,9 @@ class StepSizes(NamedTuple):
 
 
 USUAL_SIZES, LEAN_SIZES = StepSizes(GPU_CHUNK_TOKENS), StepSizes(LEAN_CHUNK_TOKENS, 0)
+
+
+def smaller_sizes(sizes: StepSizes) -> list[StepSizes]:
+    """Those that take less than `sizes`, the largest first."""
+    everything = [*map(StepSizes, EXPERT_CHUNK_TOKENS), USUAL_SIZES, LEAN_SIZES]
+    return [one for one in everything if one.chunk_tokens < sizes.chunk_tokens]

@@ -26,7 +26,7 @@ from core.engine.protocol import Load, ModelFacts
 from core.memory.adapter_room import adaptable_matrices
 from core.memory.load_plan import LoadPlan
 from core.memory.pages import pages_of
-from core.memory.step_sizes import StepSizes
+from core.memory.step_sizes import StepSizes, smaller_sizes
 from core.tokenizer.read import read_tokenizer
 from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.cpu_decode import make_fast_decode
@@ -87,9 +87,10 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
         check_numbers(runner, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
         steps = make_steps(runner, model, plan)
-        warm_up(steps, plan.sizes.chunk_tokens, checkpoint.name)
+        chunk_tokens = max(steps.pass_sizes, default=plan.sizes.chunk_tokens)
+        warm_up(steps, chunk_tokens, checkpoint.name)
         warm_up_verifying(steps, checkpoint.name)
-        warm_up_sampling(steps, tokenizer, plan.sizes.chunk_tokens)
+        warm_up_sampling(steps, tokenizer, chunk_tokens)
         memory = None
         if memory_plans:
             memory = reserve_remaining(memory_plans, device_map.devices, plan.is_forced, loaded_bytes)
@@ -97,7 +98,7 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
         steps=steps,
         tokenizer=tokenizer,
         end_tokens=end_tokens,
-        chunk_tokens=plan.sizes.chunk_tokens,
+        chunk_tokens=chunk_tokens,
         adapters=AdapterReader(bank, checkpoint) if bank is not None else None,
         facts=ModelFacts(
             name=checkpoint.name,
@@ -169,8 +170,9 @@ def fuse_and_capture(
     is_captured: bool = True,
     device_map: DeviceMap | None = None,
 ) -> Steps:
-    """Steps over fused operations, in CUDA graphs if `is_captured`. What cannot be captured runs kernel by kernel, and
-    what is not to be had in that way plainly; a line in the log says why."""
+    """Steps over fused operations, in CUDA graphs if `is_captured`; smaller ones than `sizes` where graphs have no room
+    for those. What cannot be captured runs kernel by kernel, and what is not to be had in that way plainly; a line in
+    the log says why."""
     device_map = device_map or DeviceMap((slots.device,))
     device_of = partial(device_map.of, embedding=embedding_name(model))
 
@@ -182,16 +184,23 @@ def fuse_and_capture(
 
     attention_before = model.config._attn_implementation
     log.info("fused: %s", ", ".join(fuse_modules(model, device_of)))
-    for is_recorded in (True, False) if is_captured else (False,):
+    captured = [sizes, *smaller_sizes(sizes)] if is_captured else []
+    lacked_room = True
+    for tried, is_recorded in (*((one, True) for one in captured), (sizes, False)):
+        if is_recorded and not lacked_room:
+            # Smaller ones would fail as well.
+            continue
         try:
             # With an adapter in use, so that the layers are compared with what it adds.
             with slots.adapters.tried() if slots.adapters else nullcontext():
                 split = SplitPass(device_map) if device_map.is_split else None
                 recorder = SplitRecorder(split) if split else None
-                return GraphSteps(slots, sizes, recorder, fuse_steps, is_recorded, split)
+                return GraphSteps(slots, tried, recorder, fuse_steps, is_recorded, split)
         except (RuntimeError, TypeError, ValueError, EngineError) as error:
             how = "captured" if is_recorded else "run over our own attention"
-            log.warning("the steps are not %s: %s: %s", how, type(error).__name__, error)
+            told = how, tried.chunk_tokens, type(error).__name__, error
+            log.warning("the steps are not %s, with %d tokens of prompts: %s: %s", *told)
+            lacked_room = isinstance(error, torch.OutOfMemoryError)
         slots.use_attention(attention_before)
         gc.collect()
         torch.cuda.empty_cache()

@@ -52,15 +52,15 @@ def test_long_prompts_are_read_in_larger_passes_where_there_is_room(qwen: Checkp
     """Each pass reads all experts. Recurrent layers alone gain nothing: they read one prompt at a time."""
     recurrent = read_shape(qwen3_5_27b(is_whole=True), merged=True)
     experts = read_shape(qwen, merged=True)
-    assert [one.chunk_tokens for one in load_ways.large_sizes(experts, 4096)] == [2048, 1024]
+    assert [one.chunk_tokens for one in load_ways.large_sizes(experts, 4096)] == [4096, 2048, 1024]
     assert [one.chunk_tokens for one in load_ways.large_sizes(experts, 1500)] == [1024]
     assert load_ways.large_sizes(recurrent, 4096) == []
     both = replace(experts, layers=(*experts.layers, *recurrent.layers))
-    assert len(load_ways.large_sizes(both, 4096)) == 2
+    assert len(load_ways.large_sizes(both, 4096)) == 3
     dense = replace(experts, layers=tuple((replace(layer, mlp=DENSE), count) for layer, count in experts.layers))
     assert [one.chunk_tokens for one in load_ways.large_sizes(dense, 4096)] == [2048, 1024]
     h200 = DeviceMemory("H200", 143_771, (9, 0), reserved_mib=700)
-    assert check_fit(qwen, [h200], 4096).load.sizes.chunk_tokens == 2048
+    assert check_fit(qwen, [h200], 4096).load.sizes.chunk_tokens == 4096
     assert check_fit(qwen, [h200], 1024).load.sizes.chunk_tokens == 1024
 
 

@@ -14,7 +14,7 @@ import torch
 
 from core.engine.protocol import Load
 from core.engine.sampling_params import Sampling
-from core.memory.step_sizes import LARGE_CHUNK_TOKENS
+from core.memory.step_sizes import EXPERT_CHUNK_TOKENS, LARGE_CHUNK_TOKENS
 from core.worker.decode.prompt_chunk import PromptChunk
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 from tests.support.gpu_engines import Engines
@@ -63,12 +63,13 @@ def test_large_passes_compute_what_the_models_class_does(tmp_path: Path, family:
     texts = [[random.Random(slot).randrange(3, 380) for _ in range(length)] for slot, length in enumerate(LENGTHS)]
     engine = engines.open(tmp_path, Load(tmp_path, CONTEXT_TOKENS, len(texts), "llamadeck"))
     steps: Any = engine.steps
-    assert engine.chunk_tokens == steps.pass_sizes[-1] == LARGE_CHUNK_TOKENS[0]
+    most = EXPERT_CHUNK_TOKENS[0] if "num_experts" in FAMILIES[family] else LARGE_CHUNK_TOKENS[0]
+    assert engine.chunk_tokens == steps.pass_sizes[-1] == most
     memory = engine.facts.memory
     assert memory is not None and 0 < memory.peak_bytes <= memory.plan.allocated
     for slot, text in enumerate(texts):
         steps.reset_slot(slot, Sampling(temperature=0.0), 1, text)
-    begin = len(texts[0]) - LARGE_CHUNK_TOKENS[0]
+    begin = len(texts[0]) - min(2600, most)
     chunks = [PromptChunk(0, texts[0][:begin], 0, False), PromptChunk(1, texts[1], 0, True)]
     passes = [[one] for one in chunks] if steps.has_states else [chunks]
     read = [steps.prefill_chunks(one) for one in passes]

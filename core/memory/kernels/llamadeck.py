@@ -65,7 +65,7 @@ class LlamadeckKernel(KernelSpec):
         tiles = 0
         if tile_rows:
             in_tiles = tile_rows * min(pairs, mlp.num_experts + pairs // tile_rows) * HALF_BYTES
-            # The rows are freed before there are results.
+            # The results take the place of the rows.
             tiles = in_tiles * mlp.intermediate + max(in_tiles * shape.hidden, pairs * shape.hidden * FLOAT_BYTES)
         return places + max(pairs * row, tiles) + num_rows * shape.hidden * HALF_BYTES
 

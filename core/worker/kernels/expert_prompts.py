@@ -6,10 +6,12 @@ Each expert's rows are row tiles of their own, so a tile is small where an exper
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
 from core.memory.kernels.llamadeck import expert_tile_rows
+from core.memory.sizes import FLOAT_BYTES
 from core.worker.kernels.expert_kernels import StackedMatrix
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
 from core.worker.kernels.packed_small_batch import defines_for
@@ -30,6 +32,15 @@ def shared_bytes(tile_rows: int, format: CodeFormat) -> int:
     return STAGES[tile_rows][format.bits] * stage + 2 * tile_rows * (64 + 8) * 2 + 1024
 
 
+class TileRoom(NamedTuple):
+    """Room for the products of a prompt's experts. rows, gated: row tiles [segments, tile rows, hidden] and [segments,
+    tile rows, intermediate]. of_pairs: float32 [pairs, hidden], where the rows were."""
+
+    rows: torch.Tensor
+    gated: torch.Tensor
+    of_pairs: torch.Tensor
+
+
 class ExpertPromptKernels:
     """The kernels of cuda/expert_prompts.cu for one dtype, format and number of rows of a tile, on one GPU."""
 
@@ -45,34 +56,43 @@ class ExpertPromptKernels:
         self._gate_up, self._down = module.kernel("gate_up", size), module.kernel("down", size)
         self._multiprocessors = int(torch.cuda.get_device_properties(device).multi_processor_count)
 
-    def swizzle(self, matrix: StackedMatrix, x: torch.Tensor, routed: RoutedPairs) -> torch.Tensor:
+    def room(self, gate_up: StackedMatrix, x: torch.Tensor, routed: RoutedPairs) -> TileRoom:
+        """For what `swizzle` gives, then `gate_up`, then `down`: one buffer, since several would leave holes between
+        them that none of the others fits in. What is swizzled is not needed any more once there are results."""
+        num_rows, pairs = routed.segments.shape[0] * self.tile_rows, routed.tokens.shape[0]
+        hidden, intermediate = gate_up.inputs, gate_up.outputs // 2
+        half = x.dtype.itemsize
+        end = num_rows * intermediate * half
+        later = max(num_rows * hidden * half, pairs * hidden * FLOAT_BYTES)
+        room = torch.empty(end + later, dtype=torch.uint8, device=x.device)
+        rows = room[end : end + num_rows * hidden * half].view(x.dtype).view(-1, self.tile_rows, hidden)
+        gated = room[:end].view(x.dtype).view(-1, self.tile_rows, intermediate)
+        of_pairs = room[end : end + pairs * hidden * FLOAT_BYTES].view(torch.float32).view(pairs, hidden)
+        return TileRoom(rows, gated, of_pairs)
+
+    def swizzle(self, matrix: StackedMatrix, x: torch.Tensor, routed: RoutedPairs, out: torch.Tensor) -> None:
         """x [tokens, inputs] -> the row tiles of the segments of `routed`, each in the order of its expert's inputs."""
-        out = self._tiles(matrix.inputs, x, routed)
         threads = out.numel() // SWIZZLED_INPUTS
         self._swizzle(
             (-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, x, out, routed.segments, routed.num_segments,
             routed.tokens, matrix.permutations, x.stride(0), matrix.inputs // K_BLOCK,
         )  # fmt: skip
-        return out
 
     def gate_up(
-        self, matrix: StackedMatrix, tiles: torch.Tensor, routed: RoutedPairs, down_inverse: torch.Tensor | None
-    ) -> torch.Tensor:
+        self,
+        matrix: StackedMatrix,
+        tiles: torch.Tensor,
+        routed: RoutedPairs,
+        down_inverse: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
         """What `swizzle` gave -> silu(gate) * up, as row tiles for `down`, whose inputs are where `down_inverse`
         [experts, intermediate] says."""
-        out = self._tiles(matrix.outputs // 2, tiles, routed)
         self._multiply(self._gate_up, matrix, tiles, out, routed, down_inverse)
-        return out
 
-    def down(self, matrix: StackedMatrix, tiles: torch.Tensor, routed: RoutedPairs) -> torch.Tensor:
+    def down(self, matrix: StackedMatrix, tiles: torch.Tensor, routed: RoutedPairs, out: torch.Tensor) -> None:
         """What `gate_up` gave -> [pairs, outputs] in float32, in the order of `routed`."""
-        out = torch.empty((routed.tokens.shape[0], matrix.outputs), dtype=torch.float32, device=tiles.device)
         self._multiply(self._down, matrix, tiles, out, routed, None)
-        return out
-
-    def _tiles(self, inputs: int, like: torch.Tensor, routed: RoutedPairs) -> torch.Tensor:
-        shape = (routed.segments.shape[0], self.tile_rows, inputs)
-        return torch.empty(shape, dtype=like.dtype, device=like.device)
 
     def _multiply(
         self,

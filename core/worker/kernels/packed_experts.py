@@ -87,8 +87,8 @@ class PackedExperts(nn.Module):
     ) -> torch.Tensor:
         gate_up, down = kernels
         routed = self._pair_kernels.sort(ids, self.gate_up.num_experts, gate_up.tile_rows)
-        # Each buffer is freed once it was read, as the memory plan counts them.
-        tiles = gate_up.swizzle(self.gate_up, x, routed)
-        tiles = gate_up.gate_up(self.gate_up, tiles, routed, self._down_inverse)
-        of_pairs = down.down(self.down, tiles, routed)
-        return self._pair_kernels.sum(of_pairs, weights, routed.positions, torch.empty_like(x), added)
+        room = gate_up.room(self.gate_up, x, routed)
+        gate_up.swizzle(self.gate_up, x, routed, room.rows)
+        gate_up.gate_up(self.gate_up, room.rows, routed, self._down_inverse, room.gated)
+        down.down(self.down, room.gated, routed, room.of_pairs)
+        return self._pair_kernels.sum(room.of_pairs, weights, routed.positions, torch.empty_like(x), added)

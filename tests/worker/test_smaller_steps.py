@@ -1,0 +1,78 @@
+"""Which steps a load takes where graphs have no room for the planned ones."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from core.common.errors import EngineError
+from core.memory.step_sizes import EXPERT_CHUNK_TOKENS, LEAN_SIZES, USUAL_SIZES, StepSizes, smaller_sizes
+from core.worker import load
+from core.worker.decode.steps import EagerSteps
+
+
+class Slots:
+    """As much of a ModelRunner as is asked here."""
+
+    adapters = None
+    device = torch.device("cpu")
+
+    def use_attention(self, name: str) -> None:
+        pass
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """The tokens of prompts of the steps that were tried, and whether in graphs."""
+    monkeypatch.setattr(load, "fuse_modules", lambda *_: [])
+    monkeypatch.setattr(load, "embedding_name", lambda _: "embedding")
+    monkeypatch.setattr(load, "EagerSteps", lambda _: EagerSteps)
+    return []
+
+
+def take(
+    monkeypatch: pytest.MonkeyPatch, tried: list[tuple[int, bool]], most: int, error: Exception, captured: bool = True
+) -> Any:
+    """What a load takes where graphs of more than `most` tokens fail with `error`, and no others do."""
+
+    def steps(slots: Slots, sizes: StepSizes, recorder: None, fuse: object, is_recorded: bool, split: None) -> Any:
+        tried.append((sizes.chunk_tokens, is_recorded))
+        if is_recorded and sizes.chunk_tokens > most:
+            raise error
+        return tried[-1]
+
+    monkeypatch.setattr(load, "GraphSteps", steps)
+    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"))
+    return load.fuse_and_capture(Slots(), model, StepSizes(EXPERT_CHUNK_TOKENS[0]), captured)  # type: ignore[arg-type]
+
+
+def test_smaller_graphs_are_taken_where_larger_ones_have_no_room(
+    monkeypatch: pytest.MonkeyPatch, tried: list[tuple[int, bool]]
+) -> None:
+    """A Qwen3-30B-A3B that read 4096 tokens at once ran kernel by kernel, with a tenth of its tokens a second."""
+    out_of_memory = torch.OutOfMemoryError("256 MiB")
+    assert take(monkeypatch, tried, 1024, out_of_memory) == (1024, True)
+    assert tried == [(4096, True), (2048, True), (1024, True)]
+    tried.clear()
+    assert take(monkeypatch, tried, 0, out_of_memory) == (4096, False)
+    assert tried[-3:] == [(USUAL_SIZES.chunk_tokens, True), (LEAN_SIZES.chunk_tokens, True), (4096, False)]
+    tried.clear()
+    assert take(monkeypatch, tried, 0, out_of_memory, captured=False) == (4096, False)
+
+
+@pytest.mark.parametrize(
+    "error", [EngineError("captured_differs"), RuntimeError("a kernel"), TypeError("a type")], ids=str
+)
+def test_what_fails_otherwise_is_not_tried_with_less(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tried: list[tuple[int, bool]]
+) -> None:
+    assert take(monkeypatch, tried, 0, error) == (4096, False)
+    assert tried == [(4096, True), (4096, False)]
+
+
+def test_smaller_sizes_end_with_the_least() -> None:
+    assert [one.chunk_tokens for one in smaller_sizes(StepSizes(2048))] == [1024, 512, 256]
+    assert smaller_sizes(USUAL_SIZES) == [LEAN_SIZES] and smaller_sizes(LEAN_SIZES) == []
