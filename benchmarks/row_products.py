@@ -1,16 +1,15 @@
 """How fast products of rows with a quantized matrix are, alone: those for few rows beside those for many.
 
 `python -m benchmarks.row_products [--shape 27B] [--rows 32 64]` prints a Markdown table for each matrix: microseconds
-by rows for the kernels of core/worker/kernels/packed_small_batch.py, for those of packed_prefill.py with each of their
-tiles and with other numbers of K blocks in flight, and for a half-precision matrix of the same size in cuBLAS; beside
-them the time in which memory brings the codes. Matrices run one after the other in a CUDA graph, as many as no cache of
-the GPU holds.
+by rows for the kernels of core/worker/kernels/packed_small_batch.py, for those of packed_prefill.py and for each of
+their tiles, and for a half-precision matrix of the same size in cuBLAS; beside them the time in which memory brings the
+codes. Matrices run one after the other in a CUDA graph, as many as no cache of the GPU holds.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ SHAPES = {
 ROWS = (16, 32, 64, 128, 512, 2048)
 DTYPE, FORMAT = torch.float16, CodeFormat(4, 128, False)
 LEAST_BYTES, MOST_MATRICES = 1 << 28, 12
-OTHER_STAGES: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {32: ((), ()), 64: ((), ()), 128: ((), ())}
+LABELS = ("few rows", "many rows", "many outputs", "few outputs", "two tiles of rows", "cuBLAS, half precision")
 
 
 def main() -> None:
@@ -56,7 +55,7 @@ def main() -> None:
                 print(f"\n{title}\n\n| rows | {' | '.join(map(str, options.rows))} |")
                 print("|---" * (len(options.rows) + 1) + "|", flush=True)
                 matrices = [make_matrix(inputs, outputs) for _ in range(num_matrices(num_bytes))]
-                for label in labels(options.rows):
+                for label in LABELS:
                     cells = [cell(label, matrices, rows, table, deadline) for rows in options.rows]
                     print(f"| {label} | {' | '.join(cells)} |", flush=True)
 
@@ -72,34 +71,13 @@ def make_matrix(inputs: int, outputs: int) -> PackedMatrix:
     return PackedMatrix(codes, scales, None, None)
 
 
-def labels(rows: list[int]) -> Iterator[str]:
-    yield "few rows"
-    yield "many rows"
-    yield from ("many outputs", "few outputs", "many outputs, two tiles of rows")
-    most = max((len(of) for some in OTHER_STAGES.values() for of in some), default=0)
-    for number in range(most):
-        yield f"many outputs, other stages {number}"
-        yield f"few outputs, other stages {number}"
-    yield "cuBLAS, half precision"
-
-
-def tile_of(label: str, rows: int) -> PrefillTile | None:
-    """The tile that `label` stands for with so many rows; None: the one that is chosen."""
-    if label == "many rows":
-        return None
-    tile_rows = packed_prefill.tile_rows_of(rows)
-    if label.endswith("two tiles of rows"):
+def tile_of(label: str, rows: int) -> PrefillTile:
+    """The tile that `label` stands for with so many rows. Raises KeyError for one that is for more."""
+    if label == "two tiles of rows":
         if rows <= PREFILL_TILE_ROWS:
             raise KeyError(label)
         return TWO_ROW_TILES
-    place = int(label.startswith("few"))
-    tile = ONE_ROW_TILES[tile_rows][place]
-    if "stages" in label:
-        others, number = OTHER_STAGES[tile_rows][place], int(label.rpartition(" ")[2])
-        if number >= len(others):
-            raise KeyError(label)
-        tile = tile._replace(stages=((4, others[number]), (8, tile.stages_of(8))))
-    return tile
+    return ONE_ROW_TILES[packed_prefill.tile_rows_of(rows)][int(label == "few outputs")]
 
 
 def cell(label: str, matrices: list[PackedMatrix], rows: int, table: Figures, deadline: Deadline) -> str:
@@ -125,9 +103,9 @@ def run_of(label: str, matrices: list[PackedMatrix], rows: int) -> Callable[[], 
     if label.startswith("cuBLAS"):
         plain = [torch.empty((one.outputs, one.inputs), dtype=DTYPE, device=device) for one in matrices[:3]]
         return lambda: for_each(range(len(matrices)), lambda place: x @ plain[place % len(plain)].t())
-    gemm, tile = FusedDequantGemm(DTYPE, FORMAT, device), tile_of(label, rows)
-    if tile is not None:
-        gemm = WithTile(DTYPE, FORMAT, device, tile)
+    gemm = FusedDequantGemm(DTYPE, FORMAT, device)
+    if label != "many rows":
+        gemm = WithTile(DTYPE, FORMAT, device, tile_of(label, rows))
     swizzled = gemm.permute_rows(matrices[0], x)
     return lambda: for_each(matrices, lambda one: gemm.multiply_swizzled(one, swizzled, rows, None))
 
