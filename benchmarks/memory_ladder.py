@@ -335,6 +335,7 @@ def fill(tried: Filling, num_bytes: int) -> tuple[str, float, float]:
     model.config._attn_implementation = attention.register()
     slots = scheduler = None
     steps: Steps | None = None
+    chunk_tokens = case.sizes.chunk_tokens
     try:
         with torch.inference_mode():
             cache = case.cache(context_tokens, num_slots)
@@ -347,7 +348,9 @@ def fill(tried: Filling, num_bytes: int) -> tuple[str, float, float]:
                 steps = fuse_and_capture(slots, model, case.sizes, shape.is_merged)
             else:
                 steps = EagerSteps(slots)
-            scheduler = Scheduler(steps, tried.tokenizer, frozenset(), case.sizes.chunk_tokens, ends.append)
+            # Where graphs have no room, smaller ones are taken.
+            chunk_tokens = max(steps.pass_sizes, default=chunk_tokens)
+            scheduler = Scheduler(steps, tried.tokenizer, frozenset(), chunk_tokens, ends.append)
             # The places are empty; what is computed with them takes the same.
             for slot in range(num_slots if bank is not None else 0):
                 bank.set_slot(slot, slot % bank.room.count)
@@ -355,7 +358,7 @@ def fill(tried: Filling, num_bytes: int) -> tuple[str, float, float]:
                 sampling = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, max_new_tokens=context_tokens)
                 scheduler.submit(Generate(request, tried.prompt(request), sampling))
                 # Chats share what another one has read.
-                for _ in range(2 + context_tokens // case.sizes.chunk_tokens if case.is_alike and not request else 0):
+                for _ in range(2 + context_tokens // chunk_tokens if case.is_alike and not request else 0):
                     scheduler.step()
             while not scheduler.is_idle:
                 scheduler.step()
@@ -364,8 +367,9 @@ def fill(tried: Filling, num_bytes: int) -> tuple[str, float, float]:
         num_reused = sum(event.reused_tokens for event in ends if isinstance(event, PromptStarted))
         if case.is_alike and num_slots > 1 and num_reused == 0:
             outcome = "nothing shared"
-        if shape.is_capturable and getattr(steps, "is_recorded", None) is not shape.is_merged:
-            outcome = ONLY_OTHERWISE
+        if shape.is_capturable:
+            is_recorded = getattr(steps, "is_recorded", None) is shape.is_merged
+            outcome = outcome if is_recorded and chunk_tokens == case.sizes.chunk_tokens else ONLY_OTHERWISE
     except torch.cuda.OutOfMemoryError as error:
         print(f"{context_tokens} x {num_slots}: {error}", file=sys.stderr)
         outcome = OUT_OF_MEMORY

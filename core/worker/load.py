@@ -48,6 +48,8 @@ from core.worker.plan_load import STAGE_BEGIN, Progress, plan_load
 from core.worker.warm_up import warm_up, warm_up_sampling, warm_up_verifying
 
 log = logging.getLogger(__name__)
+# What CUDA's and cuBLAS's errors say of a GPU that has no room; and how those of our own launches end.
+OUT_OF_MEMORY_SIGNS, LAUNCH_SIGN = ("out of memory", "ALLOC_FAILED"), ": CUDA's error 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +187,13 @@ def fuse_and_capture(
     attention_before = model.config._attn_implementation
     log.info("fused: %s", ", ".join(fuse_modules(model, device_of)))
     captured = [sizes, *smaller_sizes(sizes)] if is_captured else []
-    lacked_room = True
+    lacked_room = bool(captured)
     for tried, is_recorded in (*((one, True) for one in captured), (sizes, False)):
         if is_recorded and not lacked_room:
             # Smaller ones would fail as well.
             continue
+        if lacked_room and not is_recorded:
+            tried = captured[-1]
         try:
             # With an adapter in use, so that the layers are compared with what it adds.
             with slots.adapters.tried() if slots.adapters else nullcontext():
@@ -198,13 +202,27 @@ def fuse_and_capture(
                 return GraphSteps(slots, tried, recorder, fuse_steps, is_recorded, split)
         except (RuntimeError, TypeError, ValueError, EngineError) as error:
             how = "captured" if is_recorded else "run over our own attention"
-            told = how, tried.chunk_tokens, type(error).__name__, error
-            log.warning("the steps are not %s, with %d tokens of prompts: %s: %s", *told)
-            lacked_room = isinstance(error, torch.OutOfMemoryError)
+            # No name keeps the error: its frames hold the graphs that failed.
+            what = f"the steps are not {how}, with {tried.chunk_tokens} tokens of prompts"
+            log.warning("%s: %s: %s", what, type(error).__name__, str(error))
+            lacked_room = is_out_of_memory(error)
         slots.use_attention(attention_before)
         gc.collect()
         torch.cuda.empty_cache()
     return EagerSteps(slots)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a GPU had no room: by torch's allocator, or told by CUDA, cuBLAS or a kernel's launch; also where another
+    error followed from that."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or text.endswith(LAUNCH_SIGN):
+            return True
+        if any(sign in text for sign in OUT_OF_MEMORY_SIGNS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def spread_pages(cache: SlotCache) -> None:

@@ -50,7 +50,7 @@ FORMATS = {
     BFLOAT16: [CodeFormat(4, 128, False), CodeFormat(8, 32, True), CodeFormat(4, 64, True), CodeFormat(4, 32, False)],
 }
 # Of matrices with adapters beside them.
-ADAPTED_FORMATS = [CodeFormat(4, 128, False), CodeFormat(8, 128, False)]
+ADAPTED_FORMATS = [CodeFormat(4, 128, False), CodeFormat(4, 64, False), CodeFormat(8, 128, False)]
 EXPERT_FORMATS = {
     FLOAT16: [
         CodeFormat(4, 128, False),

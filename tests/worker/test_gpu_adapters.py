@@ -32,6 +32,8 @@ SIZES: dict[str, Any] = {"hidden": 512, "intermediate": 1024, "num_heads": 8, "n
 RECIPES = {
     "in order": Recipe(**SIZES),
     "act-order, each its own": Recipe(act_order=True, **SIZES),
+    # Its products of one row have 48 KiB of shared memory, and what their blocks tell each other beside it.
+    "group 64": Recipe(**SIZES | {"group_size": 64}),
     "8 bit, act-order": Recipe(bits=8, act_order=True, one_order=True, **SIZES),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,10 +58,54 @@ def test_smaller_graphs_are_taken_where_larger_ones_have_no_room(
     assert take(monkeypatch, tried, 1024, out_of_memory) == (1024, True)
     assert tried == [(4096, True), (2048, True), (1024, True)]
     tried.clear()
-    assert take(monkeypatch, tried, 0, out_of_memory) == (4096, False)
-    assert tried[-3:] == [(USUAL_SIZES.chunk_tokens, True), (LEAN_SIZES.chunk_tokens, True), (4096, False)]
+    least = LEAN_SIZES.chunk_tokens
+    assert take(monkeypatch, tried, 0, out_of_memory) == (least, False)
+    assert tried[-3:] == [(USUAL_SIZES.chunk_tokens, True), (least, True), (least, False)]
     tried.clear()
     assert take(monkeypatch, tried, 0, out_of_memory, captured=False) == (4096, False)
+
+
+def test_a_failed_try_is_gone_before_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, tried: list[tuple[int, bool]]
+) -> None:
+    """Its graphs would take the room of the smaller ones."""
+    alive = list[weakref.ref[object]]()
+
+    class Steps:
+        def __init__(self, slots: Slots, sizes: StepSizes, *_: object) -> None:
+            assert all(one() is None for one in alive)
+            alive.append(weakref.ref(self))
+            if sizes.chunk_tokens > 1024:
+                raise torch.OutOfMemoryError("256 MiB")
+
+    monkeypatch.setattr(load, "GraphSteps", Steps)
+    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"))
+    steps = load.fuse_and_capture(Slots(), model, StepSizes(4096))  # type: ignore[arg-type]
+    assert len(alive) == 3 and alive[-1]() is steps
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("256 MiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("gemm_2_1: CUDA's error 2"), True),
+        (RuntimeError("gemm_2_1: CUDA's error 209"), False),
+        (RuntimeError("operation not permitted when stream is capturing"), False),
+    ],
+    ids=str,
+)
+def test_whatever_tells_it_a_gpu_without_room_is_known(error: Exception, expected: bool) -> None:
+    """A graph that ends in the middle says so of its end alone; what came before is the error's context."""
+    assert load.is_out_of_memory(error) is expected
+    try:
+        try:
+            raise error
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    except RuntimeError as later:
+        assert load.is_out_of_memory(later) is expected
 
 
 @pytest.mark.parametrize(

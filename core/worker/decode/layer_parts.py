@@ -117,8 +117,7 @@ def multiply_packed(
 def multiply_normed(
     module: Packed, hidden: torch.Tensor, norm: FusedNorm, epilogue: str, **more: torch.Tensor | None
 ) -> torch.Tensor:
-    """A product of the RMS-normed rows [rows, size], with what their adapters add; one row takes one kernel, and one
-    more for adapters."""
+    """A product of the RMS-normed rows [rows, size], with what their adapters add; one row takes one kernel."""
     linear = packed_of(module)
     assert linear is not None
     matrix, multiply = linear.matrix, linear.kernels.multiply

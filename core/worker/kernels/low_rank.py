@@ -14,10 +14,12 @@ import torch
 
 from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.nvrtc import Argument, CudaModule, read_source
+from core.worker.kernels.packed_variants import MAX_NORMED
 
 THREADS = 256
-# MAX_PARTS: the most matrices with one input. MAX_NORMED_ROW: the longest row (elements) that is normed on the way.
-MAX_PARTS, MAX_NORMED_ROW = 3, 8192
+# MAX_PARTS: the most matrices with one input. MAX_NORMED_ROW: the longest row (elements) that is normed on the way, by
+# the product that computes A x itself as well.
+MAX_PARTS, MAX_NORMED_ROW = 3, MAX_NORMED
 # MAX_TOLD: the most values of t that the blocks of a row's product tell each other. MAX_LAUNCHES: the most products of
 # a pass that do.
 MAX_TOLD, MAX_LAUNCHES = 192, 4096

@@ -21,6 +21,7 @@ from core.common.paths import cache_dir
 
 log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "cuda"
+SHARED_SIZE_BYTES = 1  # CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: what a kernel declares itself
 MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 # Shared memory of a block that needs no attribute set.
@@ -152,7 +153,9 @@ class CudaModule:
         """The kernel `name`, launched with `shared_bytes` of dynamic shared memory."""
         function = ctypes.c_void_p()
         _check(library().cuModuleGetFunction(ctypes.byref(function), self._handle, name.encode()), name)
-        if shared_bytes > PLAIN_SHARED_BYTES:
+        own_bytes = ctypes.c_int()
+        _check(library().cuFuncGetAttribute(ctypes.byref(own_bytes), SHARED_SIZE_BYTES, function), name)
+        if own_bytes.value + shared_bytes > PLAIN_SHARED_BYTES:
             _check(library().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_SIZE, shared_bytes), name)
         return CudaKernel(function, name, shared_bytes, self._device)
 

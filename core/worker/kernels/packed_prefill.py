@@ -128,8 +128,7 @@ class PrefillKernels:
         self.multiprocessors = min(PREFILL_MAX_BLOCKS, int(found))
 
     def tile_for(self, row_tiles: int, outputs: int) -> PrefillTile:
-        """The tile for so many tiles of rows. Of one it depends on the matrix alone, as how its K blocks are shared
-        does: so a row's result is the same in all steps of MIN_STEP_ROWS or more."""
+        """The tile for so many tiles of rows."""
         if row_tiles > 1:
             return TWO_ROW_TILES
         large, small = ONE_ROW_TILES[self._tile_rows]
@@ -174,8 +173,16 @@ class FusedDequantGemm:
         """Whether it multiplies `rows` of a step faster than SmallBatchKernels."""
         return rows >= MIN_STEP_ROWS and (rows > STEP_ROWS or matrix.outputs >= MIN_STEP_OUTPUTS)
 
-    def multiply(self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return self.multiply_swizzled(matrix, self.permute_rows(matrix, x), x.shape[0], bias)
+    def tiles(self, rows: int) -> Sequence[PrefillTile]:
+        """Those that may be chosen for so many rows."""
+        row_tiles = -(-rows // tile_rows_of(rows))
+        return [one for one in self._kernels(rows).gemms if (one.row_tiles == 1) == (row_tiles == 1)]
+
+    def multiply(
+        self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, tile: PrefillTile | None = None
+    ) -> torch.Tensor:
+        """tile: one of `tiles`; None: the one that is right for the matrix."""
+        return self.multiply_swizzled(matrix, self.permute_rows(matrix, x), x.shape[0], bias, tile=tile)
 
     def permute_rows(self, matrix: PackedMatrix, x: torch.Tensor, is_in_order: bool = False) -> torch.Tensor:
         """x [rows, inputs], in the model's order -> the same in the matrix's order and in wgmma's swizzled layout.
@@ -226,6 +233,7 @@ class FusedDequantGemm:
         bias: torch.Tensor | None,
         residual: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
+        tile: PrefillTile | None = None,
     ) -> torch.Tensor:
         """swizzled: what `permute_rows`, `rmsnorm_rows` or `swiglu_rows` gave for `rows` rows -> [rows, outputs], plus
         `residual` laid out like it. out: takes the result, as parts of rows that begin on 16 bytes."""
@@ -233,7 +241,7 @@ class FusedDequantGemm:
         row_tiles, kernels = -(-rows // tile_rows_of(rows)), self._kernels(rows)
         if out is None:
             out = torch.empty((rows, matrix.outputs), dtype=swizzled.dtype, device=swizzled.device)
-        tile = kernels.tile_for(row_tiles, matrix.outputs)
+        tile = tile or kernels.tile_for(row_tiles, matrix.outputs)
         units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
         grid, whole = stream_k_grid(units, blocks, kernels.multiprocessors * tile.blocks)
         kernels.gemms[tile](

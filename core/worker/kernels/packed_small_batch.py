@@ -39,9 +39,9 @@ PACK_THREADS = 128
 INPUTS_PER_SUM_BLOCK = 2048
 # The most rows that each kernel takes.
 HEAD_ROWS = (8, 16, 32)
-# MAX_SMALL_BATCH: steps of up to so many rows, a token of each chat, use these kernels. They read the weights again for
-# every 32 rows, still cheaper than dequantizing. MAX_SHORT_PROMPT: GPUs that must dequantize use them for so many
-# tokens of prompts too.
+# MAX_SMALL_BATCH: steps of up to so many rows, a token of each chat, use these kernels where no faster ones are
+# (packed_prefill.py). They read the weights again for every 32 rows, still cheaper than dequantizing. MAX_SHORT_PROMPT:
+# GPUs that must dequantize use them for so many tokens of prompts too.
 MAX_SMALL_BATCH, MAX_SHORT_PROMPT = 128, 64
 
 
@@ -232,7 +232,8 @@ class PackedLinear(nn.Module):
         self.inverse_permutation = None if matrix.permutation is None else invert_permutation(matrix.permutation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., inputs] -> [..., outputs]. Up to MAX_SMALL_BATCH rows, a row's result depends on that row alone."""
+        """[..., inputs] -> [..., outputs]. Up to MAX_SMALL_BATCH rows of one token each, a row's result depends on that
+        row alone."""
         rows = x.reshape(-1, x.shape[-1])
         if x.shape[-2] >= self.prefill_backend.min_rows or rows.shape[0] > MAX_SMALL_BATCH:
             out = self.prefill_backend.multiply(self.matrix, rows, self.bias)

@@ -8,6 +8,7 @@ row's result does not depend on the other rows.
 
 from __future__ import annotations
 
+import logging
 from ctypes import c_longlong
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,9 +19,10 @@ import torch
 from core.checkpoint.recurrent import GatedDeltaNet
 from core.memory.layer_state import DELTA_SCALARS, DELTA_TOKENS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
-from core.worker.kernels.nvrtc import Argument, CudaModule, read_source
+from core.worker.kernels.nvrtc import Argument, CudaCodeError, CudaKernel, CudaModule, read_source
 from core.worker.kernels.step_ops import HALVES
 
+log = logging.getLogger(__name__)
 # As cuda/recurrent_*.cu have it: threads of a block; tokens of one that takes one a warp; columns of one that scans.
 STEP_THREADS, CHUNK_THREADS, CHUNK_TOKENS, SCAN_COLUMNS = 512, 128, 4, 32
 # The largest state, in floats, of which a step's thread blocks read the next one ahead. They do where each has so many.
@@ -160,6 +162,17 @@ def many_rows_bytes(mixer: GatedDeltaNet) -> int:
     return -(-mixer.key_dim // (STEP_THREADS // quads)) * STEP_THREADS * 4 * FLOAT_BYTES
 
 
+def reading_ahead(module: CudaModule, mixer: GatedDeltaNet) -> CudaKernel | None:
+    """The step of many rows; None where a block of threads has no room for it."""
+    if not (num_bytes := many_rows_bytes(mixer)):
+        return None
+    try:
+        return module.kernel("delta_step_many", num_bytes)
+    except CudaCodeError as error:
+        log.info("no step that reads states ahead: %s", error)
+        return None
+
+
 class DeltaKernels:
     """For the layers of one shape of a model on one GPU, which share a small buffer.
 
@@ -185,8 +198,7 @@ class DeltaKernels:
         room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin if in_blocks else 0
         self._blocks = blocks = choose_block_sizes(mixer, room)
         module = module_for(dtype, mixer, blocks, device)
-        self._step, ahead_bytes = module.kernel("delta_step"), many_rows_bytes(mixer)
-        self._step_many = module.kernel("delta_step_many", ahead_bytes) if ahead_bytes else None
+        self._step, self._step_many = module.kernel("delta_step"), reading_ahead(module, mixer)
         self._most_blocks = self._step_many.most_blocks(STEP_THREADS) if self._step_many else 0
         self._inputs, self._outputs = module.kernel("delta_inputs"), module.kernel("delta_outputs")
         if blocks is None:

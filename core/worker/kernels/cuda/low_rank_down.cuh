@@ -12,7 +12,7 @@ struct LowRankDown {
     const int* passes;        // how many passes of one row there have been
     int launch;               // how many products of this pass came before
 
-    // No other launch has it: each value is told anew before these bits are the same again.
+    // No other launch has it but one 2^20 passes before, whose values have been told anew since.
     __device__ __forceinline__ u32 tag() const {
         int pass;
         asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(pass) : "l"(passes) : "memory");

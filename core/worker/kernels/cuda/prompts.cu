@@ -273,8 +273,8 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
         if (others) {
             u32* of_others = ready + blockIdx.x + 1;
             // Each waits for another one: one after the other would be a round trip for each.
-            if (threadIdx.x < others) {
-                while (!ld_acquire(of_others + threadIdx.x)) {
+            for (int other = threadIdx.x; other < others; other += MMA_WARPS * 32) {
+                while (!ld_acquire(of_others + other)) {
                 }
             }
             named_barrier_sync(3, MMA_WARPS * 32);
@@ -288,7 +288,7 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
                 }
             }
             named_barrier_sync(3, MMA_WARPS * 32);
-            if (threadIdx.x < others) st_release(of_others + threadIdx.x, 0);
+            for (int other = threadIdx.x; other < others; other += MMA_WARPS * 32) st_release(of_others + other, 0);
         }
 
         // sum[.][4j..4j+3]: outputs g, g, g+8, g+8 of rows 8j+2t, 8j+2t+1, 8j+2t, 8j+2t+1.
