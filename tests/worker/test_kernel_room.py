@@ -19,14 +19,14 @@ class Driver:
         self._own_bytes = own_bytes
         self.allowed: list[int] = []
 
-    def cuModuleGetFunction(self, *_: object) -> int:  # noqa: N802
+    def cuModuleGetFunction(self, *_: object) -> int:
         return 0
 
-    def cuFuncGetAttribute(self, found: Any, *_: object) -> int:  # noqa: N802
+    def cuFuncGetAttribute(self, found: Any, *_: object) -> int:
         found._obj.value = self._own_bytes
         return 0
 
-    def cuFuncSetAttribute(self, function: object, attribute: int, value: int) -> int:  # noqa: N802
+    def cuFuncSetAttribute(self, function: object, attribute: int, value: int) -> int:
         self.allowed.append(value)
         return 0
 
@@ -38,8 +38,8 @@ class Driver:
 def test_more_shared_memory_than_every_block_has_is_asked_for(
     own_bytes: int, shared_bytes: int, is_asked_for: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A product of one row with groups of 64 took exactly 48 KiB. With adapters it declares 800 bytes more, and could not
-    be launched."""
+    """A product of one row with groups of 64 took exactly 48 KiB. With adapters it declares 800 bytes more, and could
+    not be launched."""
     driver = Driver(own_bytes)
     monkeypatch.setattr(nvrtc, "library", lambda: driver)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
