@@ -34,7 +34,8 @@ def test_a_server_is_killed_and_found_again(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("LLAMADECK_CPU", "1")
     monkeypatch.setattr(scale_on_gpu, "CONTEXT_TOKENS", 512)
-    make_checkpoint(tmp_path / "7B", Recipe(context_tokens=600))
+    # In 8 bit, which vLLM is asked to serve on any CPU.
+    make_checkpoint(tmp_path / "7B", Recipe(bits=8, context_tokens=600))
     place = tmp_path / "site" / "vllm" / "entrypoints" / "cli"
     place.mkdir(parents=True)
     (place / "main.py").write_text(COMMAND.format(root=str(ROOT)))
