@@ -20,8 +20,13 @@ from benchmarks.expert_speed import groups_of, time_of
 from benchmarks.figures import Figures, add_results
 from core.common.errors import DeckError
 from core.memory.kernels.llamadeck import PREFILL_TILE_ROWS
-from core.worker.kernels import packed_prefill
-from core.worker.kernels.packed_prefill import ONE_ROW_TILES, TWO_ROW_TILES, FusedDequantGemm, PrefillTile
+from core.worker.kernels.packed_prefill import (
+    ONE_ROW_TILES,
+    TWO_ROW_TILES,
+    FusedDequantGemm,
+    PrefillTile,
+    tile_rows_of,
+)
 from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH, kernels_for
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix
 from core.worker.plan_load import use_capturable_stream
@@ -71,13 +76,16 @@ def make_matrix(inputs: int, outputs: int) -> PackedMatrix:
     return PackedMatrix(codes, scales, None, None)
 
 
-def tile_of(label: str, rows: int) -> PrefillTile:
-    """The tile that `label` stands for with so many rows. Raises KeyError for one that is for more."""
+def tile_of(label: str, rows: int) -> PrefillTile | None:
+    """The tile that `label` stands for with so many rows; None: the one that is chosen. Raises KeyError for one that is
+    for more."""
+    if label == "many rows":
+        return None
     if label == "two tiles of rows":
         if rows <= PREFILL_TILE_ROWS:
             raise KeyError(label)
         return TWO_ROW_TILES
-    return ONE_ROW_TILES[packed_prefill.tile_rows_of(rows)][int(label == "few outputs")]
+    return ONE_ROW_TILES[tile_rows_of(rows)][int(label == "few outputs")]
 
 
 def cell(label: str, matrices: list[PackedMatrix], rows: int, table: Figures, deadline: Deadline) -> str:
@@ -103,34 +111,14 @@ def run_of(label: str, matrices: list[PackedMatrix], rows: int) -> Callable[[], 
     if label.startswith("cuBLAS"):
         plain = [torch.empty((one.outputs, one.inputs), dtype=DTYPE, device=device) for one in matrices[:3]]
         return lambda: for_each(range(len(matrices)), lambda place: x @ plain[place % len(plain)].t())
-    gemm = FusedDequantGemm(DTYPE, FORMAT, device)
-    if label != "many rows":
-        gemm = WithTile(DTYPE, FORMAT, device, tile_of(label, rows))
+    gemm, tile = FusedDequantGemm(DTYPE, FORMAT, device), tile_of(label, rows)
     swizzled = gemm.permute_rows(matrices[0], x)
-    return lambda: for_each(matrices, lambda one: gemm.multiply_swizzled(one, swizzled, rows, None))
+    return lambda: for_each(matrices, lambda one: gemm.multiply_swizzled(one, swizzled, rows, None, tile=tile))
 
 
 def for_each(of: Iterable[Any], run: Callable[[Any], object]) -> None:
     for one in of:
         run(one)
-
-
-class WithTile(FusedDequantGemm):
-    """With one tile for everything."""
-
-    def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device, tile: PrefillTile) -> None:
-        super().__init__(dtype, format, device)
-        self._tile = tile
-        self._made: dict[int, packed_prefill.PrefillKernels] = {}
-
-    def _kernels(self, rows: int) -> packed_prefill.PrefillKernels:
-        tile_rows = packed_prefill.tile_rows_of(rows)
-        if tile_rows not in self._made:
-            dtype, format, device = self._kind
-            kernels = packed_prefill.PrefillKernels(dtype, format, tile_rows, device, (self._tile,))
-            kernels.tile_for = lambda row_tiles, outputs: self._tile  # type: ignore[method-assign]
-            self._made[tile_rows] = kernels
-        return self._made[tile_rows]
 
 
 if __name__ == "__main__":

@@ -96,14 +96,7 @@ def test_many_chats_take_the_products_of_prompts(
 ) -> None:
     """Which compute capability 9.0 has: a token of each, in as many chats as are too many for the other products."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    sizes = {**SIZES, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"],
-             "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 64,
-             "linear_value_head_dim": 32}  # fmt: skip
-    reference = make_family_checkpoint(
-        tmp_path / "model",
-        {"model_type": "qwen3_5_text", **sizes},
-        is_quantized=lambda name: is_quantized or "mlp" in name,
-    )
+    reference = make_recurrent(tmp_path / "model", is_quantized)
     num_slots = STEP_ROWS + 1
     slots = (0, 1, num_slots - 1)
     wanted = [reference(torch.tensor([[slot + 3]])).logits[0, -1] for slot in slots]
@@ -121,19 +114,22 @@ def test_a_token_is_decoded_by_a_fused_recurrent_layer(
     tmp_path: Path, is_quantized: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also as Qwen published Qwen3.5: all but the MLPs in 16 bit, those of the attention as well."""
-    sizes = {**SIZES, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"],
-             "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 64,
-             "linear_value_head_dim": 32}  # fmt: skip
-    reference = make_family_checkpoint(
-        tmp_path / "model",
-        {"model_type": "qwen3_5_text", **sizes},
-        is_quantized=lambda name: is_quantized or "mlp" in name,
-    )
+    reference = make_recurrent(tmp_path / "model", is_quantized)
     wanted = reference(torch.tensor([PROMPT])).logits[0, -1]
     before, run, layers = open_fused(tmp_path / "model", monkeypatch)
     assert [type(one._mixer) for one in layers] == [FusedDeltaNet, FusedAttention]
     for got in (before, run.decode()):
         assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
+
+
+def make_recurrent(folder: Path, is_quantized: bool) -> PreTrainedModel:
+    """A checkpoint with a recurrent layer and one of attention; its own model. Not `is_quantized`: but for the MLPs."""
+    sizes = {**SIZES, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"],
+             "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 64,
+             "linear_value_head_dim": 32}  # fmt: skip
+    return make_family_checkpoint(
+        folder, {"model_type": "qwen3_5_text", **sizes}, is_quantized=lambda name: is_quantized or "mlp" in name
+    )
 
 
 def counts_of(owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> list[None]:

@@ -138,15 +138,11 @@ def inverse_permutation_of(linear: nn.Module) -> torch.Tensor | None:
 
 def multiply_out(linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """mixed [rows, inputs], in the order of a quantized matrix's inputs -> its outputs plus `residual` [rows, size]."""
-    if gemm := faster_gemm(linear, mixed):
-        assert isinstance(linear, PackedLinear)
-        swizzled = gemm.permute_rows(linear.matrix, mixed, is_in_order=True)
-        return gemm.multiply_swizzled(linear.matrix, swizzled, mixed.shape[0], linear.bias, residual)
+    if faster_gemm(linear, mixed) or (isinstance(linear, nn.Linear) and are_many(mixed)):
+        return prefill_out(linear, mixed, residual, is_in_order=True)
     if isinstance(linear, PackedLinear | AdapterLinear):
         return multiply_packed(linear, mixed, "residual", residual)
     assert isinstance(linear, nn.Linear)
-    if are_many(mixed):
-        return torch.addmm(residual, mixed, linear.weight.t())
     return dense_kernels_for(mixed.dtype, mixed.device).multiply([linear.weight], mixed, residual)
 
 
@@ -157,12 +153,15 @@ def can_prefill_out(linear: nn.Module, inputs: InputMatrices) -> bool:
     return True
 
 
-def prefill_out(linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """mixed [tokens, inputs], in the model's order -> the outputs plus `residual` [tokens, size]."""
+def prefill_out(
+    linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor, is_in_order: bool = False
+) -> torch.Tensor:
+    """mixed [tokens, inputs], in the model's order, or `is_in_order` of the matrix's inputs -> the outputs plus
+    `residual` [tokens, size]."""
     if isinstance(linear, PackedLinear):
         gemm = linear.prefill_backend
         assert isinstance(gemm, FusedDequantGemm)
-        swizzled = gemm.permute_rows(linear.matrix, mixed)
+        swizzled = gemm.permute_rows(linear.matrix, mixed, is_in_order)
         return gemm.multiply_swizzled(linear.matrix, swizzled, mixed.shape[0], linear.bias, residual)
     assert isinstance(linear, nn.Linear)
     return torch.addmm(residual, mixed, linear.weight.t())

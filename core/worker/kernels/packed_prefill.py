@@ -102,19 +102,10 @@ def stream_k_grid(units: int, blocks: int, multiprocessors: int) -> tuple[int, i
 class PrefillKernels:
     """The kernels of cuda/prompts.cu for one dtype and format, on one GPU."""
 
-    def __init__(
-        self,
-        dtype: torch.dtype,
-        format: CodeFormat,
-        tile_rows: int,
-        device: torch.device,
-        made: Sequence[PrefillTile] = (),
-    ) -> None:
-        """made: the tiles to compile; by default those that `tile_for` chooses from."""
+    def __init__(self, dtype: torch.dtype, format: CodeFormat, tile_rows: int, device: torch.device) -> None:
         self._tile_rows = tile_rows
         several = [TWO_ROW_TILES] if tile_rows == PREFILL_TILE_ROWS else []
-        made = made or [*ONE_ROW_TILES[tile_rows], *several]
-        tiles = {one: shared_bytes(one, format, tile_rows) for one in made}
+        tiles = {one: shared_bytes(one, format, tile_rows) for one in (*ONE_ROW_TILES[tile_rows], *several)}
         lines = (
             f"GEMM({name(one)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, {one.blocks}, {size})"
             for one, size in tiles.items()
@@ -236,7 +227,8 @@ class FusedDequantGemm:
         tile: PrefillTile | None = None,
     ) -> torch.Tensor:
         """swizzled: what `permute_rows`, `rmsnorm_rows` or `swiglu_rows` gave for `rows` rows -> [rows, outputs], plus
-        `residual` laid out like it. out: takes the result, as parts of rows that begin on 16 bytes."""
+        `residual` laid out like it. out: takes the result, as parts of rows that begin on 16 bytes. tile: another one
+        than is chosen."""
         tiles, blocks = matrix.codes.shape[:2]
         row_tiles, kernels = -(-rows // tile_rows_of(rows)), self._kernels(rows)
         if out is None:

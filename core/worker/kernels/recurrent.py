@@ -146,11 +146,11 @@ def module_for(dtype: torch.dtype, mixer: GatedDeltaNet, blocks: BlockSizes | No
         raise TypeError(f"a recurrent layer in {dtype}")
     defines = {"BF16": int(dtype == torch.bfloat16), "DK": mixer.key_dim, "DV": mixer.value_dim}
     defines |= {"WIDTH": mixer.conv_width, "STEP_THREADS": STEP_THREADS, "MANY_ROWS": int(many_rows_bytes(mixer) > 0)}
-    files = ["recurrent.cuh", "recurrent_step.cu", "recurrent_chunk.cu"]
+    files = ["fragments.cuh", "recurrent.cuh", "recurrent_step.cu", "recurrent_chunk.cu"]
     if blocks is None:
         return CudaModule(read_source(*files, "recurrent_scan.cu"), defines, device)
     defines |= {"COLUMNS": blocks.columns, "STAGES": blocks.stages}
-    return CudaModule(read_source("fragments.cuh", *files, "recurrent_blocks.cu"), defines, device)
+    return CudaModule(read_source(*files, "recurrent_blocks.cu"), defines, device)
 
 
 def many_rows_bytes(mixer: GatedDeltaNet) -> int:

@@ -15,7 +15,7 @@ from core.memory.kernels.spec import KernelSpec
 from core.memory.model_shape import MatrixShape
 from core.worker.kernels.nvrtc import CudaCodeError
 from core.worker.kernels.packed_prefill import FusedDequantGemm
-from core.worker.kernels.packed_small_batch import PackedLinear
+from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH, PackedLinear
 from core.worker.model.backends.base import KernelBackend
 from core.worker.model.backends.registry import make_backend
 from core.worker.model.experts import SILU, ExpertTensors, silu_and_multiply
@@ -46,12 +46,14 @@ def check_kernel(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dt
 
 
 def products_of(module: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """x [rows, inputs] by every kernel that may multiply so many: rows of one prompt, and of a chat each; and by each
-    tile, of which a matrix takes the one for its size."""
+    """x [rows, inputs] by every kernel that may multiply so many: as one prompt's rows; where other kernels take those,
+    as rows of a chat each too; and by each tile, of which a matrix takes the one for its size."""
     yield module(x)
-    yield module(x.unsqueeze(1)).squeeze(1)
-    gemm = module.prefill_backend if isinstance(module, PackedLinear) else None
-    if isinstance(module, PackedLinear) and isinstance(gemm, FusedDequantGemm) and x.shape[0] >= gemm.min_rows:
+    if not isinstance(module, PackedLinear) or x.shape[0] < module.prefill_backend.min_rows:
+        return
+    if x.shape[0] <= MAX_SMALL_BATCH:
+        yield module(x.unsqueeze(1)).squeeze(1)
+    if isinstance(gemm := module.prefill_backend, FusedDequantGemm):
         for tile in gemm.tiles(x.shape[0]):
             yield gemm.multiply(module.matrix, x, module.bias, tile)
 

@@ -120,11 +120,7 @@ __device__ __forceinline__ void load_rows(u16 (*to)[ROW], const u16* valid, int 
         for (int j = 0; j < 8; j++) to[row][at + j] = row < count && at + j < DIM ? source[j] : 0;
 #else
         const bool is_there = row < count && at < DIM;
-#if __CUDA_ARCH__ >= 800
-        cp_async_16_zfill(is_there, &to[row][at], is_there ? source : valid);
-#else
-        *(uint4*)&to[row][at] = is_there ? *(const uint4*)source : make_uint4(0, 0, 0, 0);
-#endif
+        copy_16_or_zeros(is_there, &to[row][at], is_there ? source : valid);
 #endif
     }
 }

@@ -1,5 +1,13 @@
 // Operands of tensor-core products out of shared memory, and the copies that bring them there.
 
+// Copy 16 bytes into shared memory, or zeros; without waiting for them, where the GPU can.
+__device__ __forceinline__ void copy_16_or_zeros(bool is_there, void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    cp_async_16_zfill(is_there, to, from);
+#else
+    *(uint4*)to = is_there ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
+#endif
+}
 __device__ __forceinline__ void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");

@@ -19,12 +19,7 @@ __device__ __forceinline__ void copy_rows(u16* to, const u16* from, i64 from_row
     for (int index = threadIdx.x; index < ROWS * PIECES; index += THREADS) {
         const int row = index / PIECES, at = index % PIECES * 8;
         const bool is_there = row < rows && at < size;
-        const u16* source = is_there ? from + row * from_row + at : from;
-#if __CUDA_ARCH__ >= 800
-        cp_async_16_zfill(is_there, to + row * TO_ROW + at, source);
-#else
-        *(uint4*)(to + row * TO_ROW + at) = is_there ? *(const uint4*)source : make_uint4(0, 0, 0, 0);
-#endif
+        copy_16_or_zeros(is_there, to + row * TO_ROW + at, is_there ? from + row * from_row + at : from);
     }
 }
 

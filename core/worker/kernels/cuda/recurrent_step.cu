@@ -7,20 +7,6 @@
 #define CHANNELS_EACH ((HEAD_CHANNELS + STEP_THREADS - 1) / STEP_THREADS)
 #define COLUMNS_EACH ((DV + STEP_THREADS - 1) / STEP_THREADS)
 
-// Four of the state's floats, or zeros, into shared memory without waiting for them.
-__device__ __forceinline__ void ask_for_four(bool is_there, float4* to, const float* from) {
-#if __CUDA_ARCH__ >= 800
-    cp_async_16_zfill(is_there, to, from);
-#else
-    *to = is_there ? *(const float4*)from : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#endif
-}
-__device__ __forceinline__ void wait_for_what_was_asked() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
-
 // One new token a row. columns [rows]: its place in its slot's text; below 0 the row gets zeros and its slot is left alone.
 // readers [rows][key heads]: zeros, and zeros again afterwards. out [rows][value heads * DV], each value where
 // `inverse_permutation` says, if given.
@@ -52,7 +38,7 @@ __device__ __forceinline__ void step_heads(
         for (int e = 0; e < ROWS_EACH; e++) {
             const int at = e * ROW_GROUPS + group;
             const bool is_there = at < DK && group < ROW_GROUPS && column > 0;
-            ask_for_four(is_there, ahead + e * STEP_THREADS + tid, is_there ? from + at * DV + quad * 4 : from);
+            copy_16_or_zeros(is_there, ahead + e * STEP_THREADS + tid, is_there ? from + at * DV + quad * 4 : from);
         }
     };
     if (MANY) {
@@ -161,7 +147,7 @@ __device__ __forceinline__ void step_heads(
         const float match = warp_sum(products) * key_by * query_by;
 
         if (MANY) {
-            wait_for_what_was_asked();
+            wait_for_copies();
 #pragma unroll
             for (int e = 0; e < ROWS_EACH; e++) {
                 const float4 four = ahead[e * STEP_THREADS + tid];
