@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 
+from core.worker.decode import mixer_matrices
+from core.worker.decode.fused_modules import FusedNorm
+from core.worker.decode.mixer_matrices import InputMatrices
 from core.worker.kernels import dense_small_batch
 from core.worker.kernels.dense_small_batch import DenseKernels
 from core.worker.kernels.fused_norm import FusedRmsNorm
@@ -84,3 +88,28 @@ def test_the_result_goes_into_a_part_of_a_larger_tensor() -> None:
     kernels.multiply([weight], x, out=out[:, 40:60])
     assert torch.equal(out[:, 40:60], kernels.multiply([weight], x))
     assert not out[:, :40].any() and not out[:, 60:].any()
+
+
+def test_matrices_before_a_mixer_that_cublas_takes_and_those_it_does_not_lie_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """cuBLAS once took the two of 48 outputs as well, which was a tenth of a step of Qwen3.5-27B with 32 chats."""
+    linears = [torch.nn.Linear(INPUTS, size, bias=False).half() for size in (128, 96, 24, 16)]
+    matrices = InputMatrices((), tuple(linears), {})
+    norm = FusedNorm(torch.nn.Parameter(torch.rand(INPUTS).half() + 0.5), 1e-6)
+    monkeypatch.setattr(FusedNorm, "forward", lambda self, x: plain_norm(x, self.weight))
+    x = torch.randn(20, INPUTS).half()
+    wanted = plain_norm(x, norm.weight).float() @ torch.cat([one.weight for one in linears]).float().t()
+    for least in (1000, 100, 50, 0):
+        monkeypatch.setattr(mixer_matrices, "are_many", partial(has_outputs, least))
+        with torch.inference_mode():
+            assert far(matrices.decode(x, norm), wanted) < TOLERANCES[torch.float16] * 8
+
+
+def has_outputs(least: int, hidden: torch.Tensor, weight: torch.Tensor) -> bool:
+    return len(hidden) == 20 and weight.shape[0] >= least
+
+
+def plain_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    normed = torch.nn.functional.rms_norm(x.float(), x.shape[-1:], eps=1e-6)
+    return normed.half() * weight

@@ -62,6 +62,6 @@ class FusedHead(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, tokens, hidden] -> [rows, tokens, vocabulary]."""
         rows = x.reshape(-1, x.shape[-1])
-        if rows.shape[0] > MAX_SMALL_BATCH or are_many(rows):
+        if rows.shape[0] > MAX_SMALL_BATCH or are_many(rows, self.weight):
             return nn.functional.linear(x, self.weight)
         return self._kernels.multiply([self.weight], rows).view(*x.shape[:-1], -1)

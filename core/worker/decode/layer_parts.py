@@ -13,6 +13,7 @@ from torch import nn
 
 from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.decode.fused_modules import FusedNorm
+from core.worker.kernels.dense_small_batch import MOST_ROWS
 from core.worker.kernels.low_rank import MAX_NORMED_ROW
 from core.worker.kernels.packed_prefill import MIN_STEP_ROWS, FusedDequantGemm
 from core.worker.kernels.packed_small_batch import PackedLinear
@@ -20,6 +21,9 @@ from core.worker.kernels.packed_variants import MAX_NORMED
 from core.worker.kernels.row_norm import norm_rows
 from core.worker.model.adapters import AdapterLinear
 
+# So many weights a matrix has that cuBLAS multiplies rows faster than dense_small_batch.py, which reads the weights
+# once for up to MOST_ROWS rows, and again for more.
+HUGE_WEIGHTS, LARGE_WEIGHTS = 2**27, 2**20
 # What a model calls its decoder layer with, by name: "past_key_values" (a GraphCache), "position_embeddings", ...
 LayerArguments = Mapping[str, Any]
 
@@ -143,9 +147,13 @@ def prefill_normed(
     return gemm.multiply_swizzled(linear.matrix, swizzled, hidden.shape[0], linear.bias, out=out)
 
 
-def are_many(hidden: torch.Tensor) -> bool:
-    """Whether rows [rows, size] of a step are so many that cuBLAS multiplies them faster: where that was measured."""
-    return hidden.shape[0] >= MIN_STEP_ROWS and has_fused_prefill(torch.cuda.get_device_capability(hidden.device))
+def are_many(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether rows [rows, size] of a step are so many that cuBLAS multiplies them faster with an unquantized matrix
+    [outputs, size]: where that was measured. A small matrix takes less time than what cuBLAS begins with."""
+    if hidden.shape[0] < MIN_STEP_ROWS or not has_fused_prefill(torch.cuda.get_device_capability(hidden.device)):
+        return False
+    least = HUGE_WEIGHTS if hidden.shape[0] <= MOST_ROWS else LARGE_WEIGHTS
+    return bool(weight.numel() >= least)
 
 
 def faster_gemm(module: nn.Module, hidden: torch.Tensor) -> FusedDequantGemm | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, takewhile
 
 import torch
 from torch import nn
@@ -59,11 +60,8 @@ class InputMatrices:
             else:
                 multiply_normed(one, hidden, norm, "none", out=place)
             begin += one.out_features
-        if self.dense and are_many(hidden):
-            self._multiply_dense(hidden, norm, out)
-        elif self.dense:
-            weights, kernels = [one.weight for one in self.dense], dense_kernels_for(hidden.dtype, hidden.device)
-            kernels.multiply(weights, hidden, norm=norm.before(None), out=out[:, begin:])
+        if self.dense:
+            self._decode_dense(hidden, norm, out[:, begin:])
         return out
 
     def can_prefill(self) -> bool:
@@ -81,6 +79,21 @@ class InputMatrices:
         if self.dense:
             self._multiply_dense(hidden, norm, out)
         return out
+
+    def _decode_dense(self, hidden: torch.Tensor, norm: FusedNorm, out: torch.Tensor) -> None:
+        """The first ones by cuBLAS, as far as that is faster; the others in one kernel."""
+        weights, kernels = [one.weight for one in self.dense], dense_kernels_for(hidden.dtype, hidden.device)
+        large = list(takewhile(partial(are_many, hidden), weights))
+        if not large:
+            kernels.multiply(weights, hidden, norm=norm.before(None), out=out)
+            return
+        normed, begin = norm(hidden), 0
+        for weight in large:
+            end = begin + weight.shape[0]
+            torch.mm(normed, weight.t(), out=out[:, begin:end])
+            begin = end
+        if rest := weights[len(large) :]:
+            kernels.multiply(rest, normed, out=out[:, begin:])
 
     def _multiply_dense(self, hidden: torch.Tensor, norm: FusedNorm, out: torch.Tensor) -> None:
         """By cuBLAS, as many rows are."""
@@ -138,7 +151,7 @@ def inverse_permutation_of(linear: nn.Module) -> torch.Tensor | None:
 
 def multiply_out(linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """mixed [rows, inputs], in the order of a quantized matrix's inputs -> its outputs plus `residual` [rows, size]."""
-    if faster_gemm(linear, mixed) or (isinstance(linear, nn.Linear) and are_many(mixed)):
+    if faster_gemm(linear, mixed) or (isinstance(linear, nn.Linear) and are_many(mixed, linear.weight)):
         return prefill_out(linear, mixed, residual, is_in_order=True)
     if isinstance(linear, PackedLinear | AdapterLinear):
         return multiply_packed(linear, mixed, "residual", residual)

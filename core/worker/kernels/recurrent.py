@@ -32,6 +32,8 @@ INPUT_TOKENS = 16
 BLOCK_THREADS = 256
 # Of GPUs with tensor cores for both half-precision types.
 BLOCKS_CAPABILITY = (8, 0)
+# Copies into shared memory take so many halves at once.
+COPIED_HALVES = 8
 # What lies between rows in shared memory, so that tensor cores' operands come from different banks.
 ROW_GAP = 8
 
@@ -84,6 +86,12 @@ class Projected:
         step = gates + ratio * mixer.value_dim
         layout = Layout(step, mixer.key_dim, 2 * mixer.key_dim, step, step, 2 * ratio)
         return cls(mixed, mixed[:, gates:], scalars, scalars[:, ratio:], layout)
+
+    def can_be_copied(self) -> bool:
+        """Whether a head's part of a row begins where copies into shared memory can."""
+        places = [*self.layout[:5], *(one.stride(0) for one in (self.mixed, self.gates))]
+        starts = [one.data_ptr() // HALF_BYTES for one in (self.mixed, self.gates)]
+        return all(one % COPIED_HALVES == 0 for one in (*places, *starts))
 
     def arguments(self) -> tuple[Argument, ...]:
         """As kernels of cuda/recurrent_step.cu and cuda/recurrent_chunk.cu begin."""
@@ -154,12 +162,16 @@ def module_for(dtype: torch.dtype, mixer: GatedDeltaNet, blocks: BlockSizes | No
 
 
 def many_rows_bytes(mixer: GatedDeltaNet) -> int:
-    """Bytes of shared memory for the state of a value head that a thread block reads ahead of it, two blocks a
-    multiprocessor; 0 for states that are larger."""
+    """Bytes of shared memory for the state of a value head, and for what else its step needs (HeadInputs in
+    cuda/recurrent_step.cu), that a thread block reads ahead; 0 for states that are larger than two blocks of a
+    multiprocessor have room for, and for sizes that copies do not take."""
     if mixer.key_dim * mixer.value_dim > MOST_READ_AHEAD:
         return 0
-    quads = mixer.value_dim // 4
-    return -(-mixer.key_dim // (STEP_THREADS // quads)) * STEP_THREADS * 4 * FLOAT_BYTES
+    if mixer.key_dim % COPIED_HALVES or mixer.value_dim % COPIED_HALVES:
+        return 0
+    quads, channels = mixer.value_dim // 4, 2 * mixer.key_dim + mixer.value_dim
+    state = -(-mixer.key_dim // (STEP_THREADS // quads)) * STEP_THREADS * 4 * FLOAT_BYTES
+    return state + (channels * 2 * mixer.conv_width + mixer.value_dim) * HALF_BYTES + 4 * FLOAT_BYTES
 
 
 def reading_ahead(module: CudaModule, mixer: GatedDeltaNet) -> CudaKernel | None:
@@ -242,7 +254,7 @@ class DeltaKernels:
         kernel, grid, heads = self._step, (mixer.num_value_heads, rows, 1), mixer.num_value_heads * rows
         if reads_ahead is None:
             reads_ahead = self._step_many is not None and heads >= MANY_HEADS * self._most_blocks
-        if reads_ahead:
+        if reads_ahead and projected.can_be_copied():
             assert self._step_many is not None
             kernel, grid = self._step_many, (min(-(-heads // MANY_HEADS), self._most_blocks), 1, 1)
         kernel(

@@ -10,7 +10,7 @@ from torch.nn.functional import rms_norm, silu, softplus
 
 from core.checkpoint.recurrent import GatedDeltaNet
 from core.worker.kernels.delta_rule import causal_conv, delta_chunk, unit_length
-from core.worker.kernels.recurrent import DeltaKernels, DeltaWeights, Projected
+from core.worker.kernels.recurrent import COPIED_HALVES, DeltaKernels, DeltaWeights, Projected
 
 log = logging.getLogger(__name__)
 # A block of tokens and a part of one, which begin a text; one more token is decoded.
@@ -38,7 +38,9 @@ def check_delta_kernels(kernels: DeltaKernels, dtype: torch.dtype, device: torch
 
     heads, tokens = mixer.num_value_heads, NUM_TOKENS + 1
     sizes = [mixer.channels, heads * mixer.value_dim, heads, heads]
-    parts = made(tokens, sum(sizes)).to(dtype).split(sizes, -1)
+    # A row begins where copies into shared memory can.
+    padding = -sum(sizes) % COPIED_HALVES
+    *parts, _ = made(tokens, sum(sizes) + padding).to(dtype).split([*sizes, padding], -1)
     conv_weight, norm = made(mixer.channels, mixer.conv_width).to(dtype) * 0.5, made(mixer.value_dim).to(dtype)
     weights = DeltaWeights(conv_weight, made(heads), made(heads), norm, EPS)
     # What an earlier text left there counts for nothing.

@@ -8,6 +8,14 @@ __device__ __forceinline__ void copy_16_or_zeros(bool is_there, void* to, const 
     *(uint4*)to = is_there ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
 #endif
 }
+// Copy 4 bytes so.
+__device__ __forceinline__ void copy_4(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    cp_async_4(smem_address(to), from);
+#else
+    *(u32*)to = *(const u32*)from;
+#endif
+}
 __device__ __forceinline__ void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");

@@ -58,16 +58,16 @@ __device__ __forceinline__ float log_decay_of(u16 decay, float log_rate, float o
     const float x = to_float(decay) + offset;
     return -expf(log_rate) * (x > 20.0f ? x : log1pf(expf(x)));
 }
-__device__ __forceinline__ u16 read_scalar(const Projected& from, const u16* scalars, int stride, int ratio, i64 row,
-                                           int head) {
+__device__ __forceinline__ const u16& scalar_of(const Projected& from, const u16* scalars, int stride, int ratio, i64 row,
+                                                int head) {
     return scalars[row * stride + head / ratio * from.scalars_step + head % ratio];
 }
 __device__ __forceinline__ float read_beta(const Projected& from, int ratio, i64 row, int head) {
-    return beta_of(read_scalar(from, from.betas, from.betas_row, ratio, row, head));
+    return beta_of(scalar_of(from, from.betas, from.betas_row, ratio, row, head));
 }
 __device__ __forceinline__ float read_log_decay(const Projected& from, int ratio, i64 row, int head, const float* log_rates,
                                                 const float* offsets) {
-    return log_decay_of(read_scalar(from, from.decays, from.decays_row, ratio, row, head), log_rates[head], offsets[head]);
+    return log_decay_of(scalar_of(from, from.decays, from.decays_row, ratio, row, head), log_rates[head], offsets[head]);
 }
 
 // A value of the normed output, gated. `by`: one over the head's root mean square.

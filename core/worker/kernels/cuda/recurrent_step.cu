@@ -1,11 +1,37 @@
-// A Gated DeltaNet layer for one new token a row, in one kernel. STEP_THREADS: of a block. MANY_ROWS: whether there is room
-// in shared memory for the state that a thread block of many rows reads ahead.
+// A Gated DeltaNet layer for one new token a row, in one kernel. STEP_THREADS: of a block. MANY_ROWS: whether a thread block
+// of many rows has room in shared memory for what it reads ahead, whose parts then begin on 16 bytes.
 
 #define QUADS (DV / 4)
 #define ROW_GROUPS (STEP_THREADS / QUADS)
 #define ROWS_EACH ((DK + ROW_GROUPS - 1) / ROW_GROUPS)
 #define CHANNELS_EACH ((HEAD_CHANNELS + STEP_THREADS - 1) / STEP_THREADS)
 #define COLUMNS_EACH ((DV + STEP_THREADS - 1) / STEP_THREADS)
+
+#if MANY_ROWS
+// Of a row's value head, what the step needs beside the state: its queries', keys' and values' last inputs of the
+// convolution, that one's weights, the new inputs, the gates. Then beta, the decay, and what that is made of.
+struct HeadInputs {
+    u16 window[HEAD_CHANNELS * MEMORY], weights[HEAD_CHANNELS * WIDTH], mixed[HEAD_CHANNELS], gates[DV];
+    // Each the one of two u16 in memory, the lower or the higher, where its address says.
+    u32 beta, decay;
+    float log_rate, offset;
+};
+
+// Copy each channel's EACH values of queries, keys and values, 16 bytes at a time. run(at): where the values of the head's
+// channel `at` lie, the first of a query's, a key's or a value's.
+template <int EACH, class Run>
+__device__ __forceinline__ void copy_channels(bool is_there, u16* to, Run run) {
+#pragma unroll 1
+    for (int piece = threadIdx.x; piece < HEAD_CHANNELS * EACH / 8; piece += STEP_THREADS) {
+        const int at = piece * 8, first = at < DK * EACH ? 0 : at < 2 * DK * EACH ? DK : 2 * DK;
+        copy_16_or_zeros(is_there, to + at, run(first) + at - first * EACH);
+    }
+}
+
+// The u16 at `from` is in the 4 bytes that are copied: in their upper half where its address says so.
+__device__ __forceinline__ void copy_around(u32* to, const u16* from) { copy_4(to, (const u16*)((i64)from & ~3ll)); }
+__device__ __forceinline__ u16 one_of(u32 two, const u16* from) { return (u16)(two >> ((i64)from & 2) * 8); }
+#endif
 
 // One new token a row. columns [rows]: its place in its slot's text; below 0 the row gets zeros and its slot is left alone.
 // readers [rows][key heads]: zeros, and zeros again afterwards. out [rows][value heads * DV], each value where
@@ -28,23 +54,63 @@ __device__ __forceinline__ void step_heads(
     const Projected from = PROJECTED;
     const Heads heads = {key_heads, value_heads};
     const int ratio = heads.ratio(), tid = threadIdx.x, lane = tid % 32, quad = tid % QUADS, group = tid / QUADS;
-    auto ask_ahead = [&](int item) {
+#if MANY_ROWS
+    HeadInputs& inputs = *(HeadInputs*)(ahead + ROWS_EACH * STEP_THREADS);
+#endif
+    // What earlier steps left in memory, and weights: a kernel before this one writes none of it.
+    auto ask_for_memory = [&](int item) {
+#if MANY_ROWS
         if (item >= rows * value_heads) return;
+        const int head = item % value_heads;
         const i64 column = columns[item / value_heads], slot = slots[item / value_heads];
         if ((column | slot) < 0) return;
-        const float* from = state + slot * state_row + (i64)(item % value_heads) * DK * DV;
+        const float* own_state = state + slot * state_row + (i64)head * DK * DV;
         // Not unrolled: registers are few.
 #pragma unroll 1
         for (int e = 0; e < ROWS_EACH; e++) {
             const int at = e * ROW_GROUPS + group;
             const bool is_there = at < DK && group < ROW_GROUPS && column > 0;
-            copy_16_or_zeros(is_there, ahead + e * STEP_THREADS + tid, is_there ? from + at * DV + quad * 4 : from);
+            copy_16_or_zeros(is_there, ahead + e * STEP_THREADS + tid, is_there ? own_state + at * DV + quad * 4 : own_state);
         }
+        copy_channels<MEMORY>(column > 0, inputs.window, [&](int at) {
+            return conv + slot * conv_row + Channel(from, heads, head, at).channel * MEMORY;
+        });
+        copy_channels<WIDTH>(true, inputs.weights, [&](int at) {
+            return conv_weights + Channel(from, heads, head, at).channel * WIDTH;
+        });
+#endif
+    };
+    // What the layer's matrices made of the token.
+    auto ask_for_token = [&](int item) {
+#if MANY_ROWS
+        if (item >= rows * value_heads) return;
+        const int head = item % value_heads;
+        const i64 row = item / value_heads;
+        copy_channels<1>(true, inputs.mixed, [&](int at) {
+            return mixed + row * mixed_row + Channel(from, heads, head, at).input;
+        });
+        const u16* own_gates = gates + row * gates_row + head / ratio * gates_step + head % ratio * DV;
+        // Threads that the other copies leave something to do.
+        const int from_last = STEP_THREADS - 1 - tid;
+        if (from_last < DV / 8) copy_16_or_zeros(true, inputs.gates + from_last * 8, own_gates + from_last * 8);
+        if (tid == 0) copy_around(&inputs.beta, &scalar_of(from, betas, betas_row, ratio, row, head));
+        if (tid == 1) copy_around(&inputs.decay, &scalar_of(from, decays, decays_row, ratio, row, head));
+        if (tid == 2) copy_4(&inputs.log_rate, log_rates + head);
+        if (tid == 3) copy_4(&inputs.offset, offsets + head);
+#endif
+    };
+    auto ask_ahead = [&](int item) {
+        ask_for_memory(item);
+        ask_for_token(item);
     };
     if (MANY) {
-        ask_ahead(blockIdx.x);
+        for (int at = tid; at < DV; at += STEP_THREADS) norms[at] = norm_weights[at];
+        ask_for_memory(blockIdx.x);
         pdl_trigger();
         pdl_wait();
+        ask_for_token(blockIdx.x);
+        wait_for_copies();
+        __syncthreads();
     }
     auto step_head = [&](int head, int row) {
         auto put = [&](int at, u16 value) {
@@ -83,6 +149,13 @@ __device__ __forceinline__ void step_heads(
             const int channel = Channel(from, heads, head, at).channel;
 #pragma unroll
             for (int i = 0; i < WIDTH; i++) {
+#if MANY_ROWS
+                if (MANY) {
+                    weights[c][i] = inputs.weights[at * WIDTH + i];
+                    window[c][i] = i < MEMORY ? inputs.window[at * MEMORY + i] : inputs.mixed[at];
+                    continue;
+                }
+#endif
                 weights[c][i] = conv_weights[channel * WIDTH + i];
                 if (i < MEMORY) window[c][i] = is_first ? 0 : own_conv[channel * MEMORY + i];
             }
@@ -92,36 +165,42 @@ __device__ __forceinline__ void step_heads(
         const int from_last = STEP_THREADS - 1 - tid;
         u16 norm[COLUMNS_EACH], gate[COLUMNS_EACH], beta_bits, decay_bits;
         float log_rate, offset;
-        if (from_last == 0) log_rate = log_rates[head], offset = offsets[head];
-#pragma unroll
-        for (int c = 0; c < COLUMNS_EACH; c++) {
-            const int at = c * STEP_THREADS + from_last;
-            if (at < DV) norm[c] = norm_weights[at];
-        }
+        const u16 *own_beta = &scalar_of(from, betas, betas_row, ratio, row, head),
+                  *own_decay = &scalar_of(from, decays, decays_row, ratio, row, head);
         if (!MANY) {
+            if (from_last == 0) log_rate = log_rates[head], offset = offsets[head];
+#pragma unroll
+            for (int c = 0; c < COLUMNS_EACH; c++) {
+                const int at = c * STEP_THREADS + from_last;
+                if (at < DV) norm[c] = norm_weights[at];
+            }
             pdl_trigger();
             pdl_wait();
-        }
-
-        if (from_last == 0) {
-            beta_bits = read_scalar(from, betas, betas_row, ratio, row, head);
-            decay_bits = read_scalar(from, decays, decays_row, ratio, row, head);
-        }
+            if (from_last == 0) beta_bits = *own_beta, decay_bits = *own_decay;
 #pragma unroll
-        for (int c = 0; c < CHANNELS_EACH; c++) {
-            const int at = c * STEP_THREADS + tid;
-            if (at < HEAD_CHANNELS) window[c][MEMORY] = mixed[(i64)row * mixed_row + Channel(from, heads, head, at).input];
-        }
+            for (int c = 0; c < CHANNELS_EACH; c++) {
+                const int at = c * STEP_THREADS + tid;
+                if (at < HEAD_CHANNELS) window[c][MEMORY] = mixed[(i64)row * mixed_row + Channel(from, heads, head, at).input];
+            }
 #pragma unroll
-        for (int c = 0; c < COLUMNS_EACH; c++) {
-            const int at = c * STEP_THREADS + from_last;
-            if (at < DV) gate[c] = gates[row * (i64)gates_row + head / ratio * gates_step + head % ratio * DV + at];
-        }
+            for (int c = 0; c < COLUMNS_EACH; c++) {
+                const int at = c * STEP_THREADS + from_last;
+                if (at < DV) gate[c] = gates[row * (i64)gates_row + head / ratio * gates_step + head % ratio * DV + at];
+            }
 #pragma unroll
-        for (int c = 0; c < COLUMNS_EACH; c++) {
-            const int at = c * STEP_THREADS + from_last;
-            if (at < DV) norms[at] = norm[c], own_gates[at] = gate[c];
+            for (int c = 0; c < COLUMNS_EACH; c++) {
+                const int at = c * STEP_THREADS + from_last;
+                if (at < DV) norms[at] = norm[c], own_gates[at] = gate[c];
+            }
         }
+#if MANY_ROWS
+        if (MANY) {
+            if (from_last == 0)
+                beta_bits = one_of(inputs.beta, own_beta), decay_bits = one_of(inputs.decay, own_decay),
+                log_rate = inputs.log_rate, offset = inputs.offset;
+            for (int at = tid; at < DV; at += STEP_THREADS) own_gates[at] = inputs.gates[at];
+        }
+#endif
         if (from_last == 0)
             scalars[0] = beta_of(beta_bits), scalars[1] = expf(log_decay_of(decay_bits, log_rate, offset));
 #pragma unroll
@@ -147,7 +226,6 @@ __device__ __forceinline__ void step_heads(
         const float match = warp_sum(products) * key_by * query_by;
 
         if (MANY) {
-            wait_for_copies();
 #pragma unroll
             for (int e = 0; e < ROWS_EACH; e++) {
                 const float4 four = ahead[e * STEP_THREADS + tid];
@@ -223,6 +301,7 @@ __device__ __forceinline__ void step_heads(
     for (int item = blockIdx.x; item < rows * value_heads; item += gridDim.x) {
         step_head(item % value_heads, item / value_heads);
         // The next head's numbers take the place of this one's.
+        wait_for_copies();
         __syncthreads();
     }
 }
@@ -241,7 +320,6 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
                       value_heads, rows, nullptr);
 }
 
-#if MANY_ROWS
 // Any number of blocks.
 extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2)
     delta_step_many(const u16* mixed, const u16* gates, const u16* betas, const u16* decays, int mixed_row, int gates_row,
@@ -250,10 +328,11 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2)
                     const u16* norm_weights, u16* conv, float* state, const i64* slots, const i64* columns, u32* readers,
                     u16* out, const int* inverse_permutation, i64 conv_row, i64 state_row, float eps, int key_heads,
                     int value_heads, int rows) {
+#if MANY_ROWS
     extern __shared__ uint4 shared[];
     step_heads<true>(mixed, gates, betas, decays, mixed_row, gates_row, betas_row, decays_row, head_step, keys, values,
                      values_step, gates_step, scalars_step, conv_weights, log_rates, offsets, norm_weights, conv, state,
                      slots, columns, readers, out, inverse_permutation, conv_row, state_row, eps, key_heads,
                      value_heads, rows, (float4*)shared);
-}
 #endif
+}
