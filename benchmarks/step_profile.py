@@ -1,19 +1,25 @@
-"""How long each kernel of a model's steps takes on the first GPU, in the graphs that answers come from.
+"""How long each kernel of a model's steps takes on the first GPU.
 
-`python -m benchmarks.step_profile FOLDER [--chats 1 32] [--prompts 512 4000]` loads the checkpoint as a worker does,
-without one, and prints a Markdown table for a step of so many chats, and for the reading of a prompt of so many tokens:
-each kernel's number, its time in all, and what is left of the step's own time, in which kernels wait for each other.
+`python -m benchmarks.step_profile FOLDER [--chats 1 32] [--prompts 512 4000] [--passes 512]` loads the checkpoint as a
+worker does, without one. It prints how long a step of so many chats takes, and the reading of a prompt of so many
+tokens, in the graphs that answers come from; and a Markdown table of the kernels of such a step, and of a pass over so
+many tokens of a prompt, which run one by one for that.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+from core.worker.main import ENVIRONMENT
+
+os.environ.update(ENVIRONMENT)
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -21,7 +27,8 @@ from torch.profiler import ProfilerActivity, profile
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import Load
 from core.engine.sampling_params import Sampling
-from core.worker.decode.steps import Steps
+from core.worker.decode.cuda_graphs import GraphSteps
+from core.worker.decode.prompt_chunk import PromptChunk
 from core.worker.load import load_engine
 from core.worker.plan_load import use_capturable_stream
 from core.worker.prompt_reading import before_turn
@@ -35,6 +42,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--chats", type=int, nargs="*", default=[1, 32])
     parser.add_argument("--prompts", type=int, nargs="*", default=[512, 4000])
+    parser.add_argument("--passes", type=int, nargs="*", default=[512])
     parser.add_argument("--context", type=int, default=4224)
     parser.add_argument("--written", type=int, default=640, help="tokens in the cache of each chat that goes on")
     options = parser.parse_args()
@@ -45,6 +53,7 @@ def main() -> None:
     engine = load_engine(read_checkpoint(options.folder), command, lambda stage, part: None)
     print(f"loaded in {time.perf_counter() - begin_s:.1f} s, captured: {engine.facts.captured}", flush=True)
     steps = engine.steps
+    assert isinstance(steps, GraphSteps)
     with torch.inference_mode():
         for slot in range(command.num_slots):
             read(steps, slot, options.written)
@@ -52,15 +61,23 @@ def main() -> None:
             show(f"a step of {chats} chats", partial(decode, steps, chats))
         for tokens in options.prompts:
             show(f"a prompt of {tokens} tokens", partial(read, steps, 0, tokens))
+        for chats in options.chats:
+            decoding = next(graph for graph in steps._decode_graphs if graph.num_rows >= chats)
+            decoding.load_inputs(range(chats))
+            show_kernels(f"a step of {chats} chats", decoding.compute)
+        for tokens in options.passes:
+            reading = next(graph for graph in steps._prefill_graphs if graph.num_tokens >= tokens)
+            reading.load_inputs([PromptChunk(0, texts_of(steps, 0, tokens), 0, False)])
+            show_kernels(f"a pass of {tokens} tokens", reading.compute)
 
 
-def decode(steps: Steps, num_chats: int) -> None:
+def decode(steps: GraphSteps, num_chats: int) -> None:
     steps.decode(range(num_chats)).wait()
 
 
-def read(steps: Steps, slot: int, num_tokens: int) -> None:
-    """A prompt of its own, as the scheduler reads one."""
-    texts = [(slot * 31 + place * 7) % steps.vocabulary for place in range(num_tokens)]
+def read(steps: GraphSteps, slot: int, num_tokens: int) -> None:
+    """A prompt, as the scheduler reads one."""
+    texts = texts_of(steps, slot, num_tokens)
     steps.reset_slot(slot, SAMPLING, 0, texts)
     begin, pending = 0, None
     while begin < num_tokens:
@@ -72,24 +89,13 @@ def read(steps: Steps, slot: int, num_tokens: int) -> None:
         pending.wait()
 
 
+def texts_of(steps: GraphSteps, slot: int, num_tokens: int) -> list[int]:
+    return [(slot * 31 + place * 7) % steps.vocabulary for place in range(num_tokens)]
+
+
 def show(what: str, run: Callable[[], object]) -> None:
-    """Print the medians of `run`'s own time, and of one run each kernel's."""
-    times_s = [timed_s(run) for _ in range(TIMES)]
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        run()
-        torch.cuda.synchronize()
-    counts, totals_us = Counter[str](), Counter[str]()
-    spans = list[tuple[float, float]]()
-    for event in profiler.events():
-        begin_us, end_us = event.time_range.start, event.time_range.end
-        counts[event.name] += 1
-        totals_us[event.name] += end_us - begin_us
-        spans.append((begin_us, end_us))
-    whole_ms = sorted(times_s)[TIMES // 2] * 1e3
-    print(f"\n{what}: {whole_ms:.2f} ms; kernels, of which some overlap, are busy for {busy_us(spans) / 1e3:.2f} ms\n")
-    print("| kernel | number | µs in all | µs each |\n|---|---:|---:|---:|")
-    for name, total_us in totals_us.most_common(SHOWN):
-        print(f"| {name[:NAME_CHARS]} | {counts[name]} | {total_us:.0f} | {total_us / counts[name]:.1f} |", flush=True)
+    times_s = sorted(timed_s(run) for _ in range(TIMES))
+    print(f"{what}: {times_s[TIMES // 2] * 1e3:.2f} ms", flush=True)
 
 
 def timed_s(run: Callable[[], object]) -> float:
@@ -100,13 +106,21 @@ def timed_s(run: Callable[[], object]) -> float:
     return time.perf_counter() - begin_s
 
 
-def busy_us(spans: Sequence[tuple[float, float]]) -> float:
-    """For how long at least one of the spans lasts."""
-    busy, until = 0.0, 0.0
-    for begin, end in sorted(spans):
-        busy += max(0.0, end - max(begin, until))
-        until = max(until, end)
-    return busy
+def show_kernels(what: str, run: Callable[[], object]) -> None:
+    """Print each kernel's number and time. Where one begins before the last one's end, as most do, both times count."""
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    counts, totals_us = Counter[str](), Counter[str]()
+    for event in profiler.events():
+        counts[event.name] += 1
+        totals_us[event.name] += event.time_range.end - event.time_range.start
+    print(f"\n{what}: its kernels take {sum(totals_us.values()) / 1e3:.2f} ms\n")
+    print("| kernel | number | µs in all | µs each |\n|---|---:|---:|---:|")
+    for name, total_us in totals_us.most_common(SHOWN):
+        print(f"| {name[:NAME_CHARS]} | {counts[name]} | {total_us:.0f} | {total_us / counts[name]:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,8 @@ def load_ways(
 
 
 def large_sizes(shape: ModelShape, num_tokens: int) -> list[StepSizes]:
-    """Of passes over more tokens of prompts, the fastest first. A recurrent layer without experts reads one prompt at a
-    time, and gains nothing."""
-    is_recurrent = any(layer.recurrent for layer, _ in shape.layers)
-    sizes = EXPERT_CHUNK_TOKENS if shape.has_experts else () if is_recurrent else LARGE_CHUNK_TOKENS
+    """Of passes over more tokens of prompts, the fastest first."""
+    sizes = EXPERT_CHUNK_TOKENS if shape.has_experts else LARGE_CHUNK_TOKENS
     return [StepSizes(size) for size in sizes if size <= num_tokens]
 
 

@@ -38,6 +38,7 @@ from core.worker.decode.layer_fusion import fuse_head, fuse_layers, fuse_prefill
 from core.worker.decode.split_pass import SplitPass, SplitRecorder
 from core.worker.decode.steps import EagerSteps, Steps
 from core.worker.end_tokens import find_end_tokens
+from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.memory_guard import allocated_bytes, memory_cap, reserve_remaining
 from core.worker.model.adapters import add_adapters
 from core.worker.model.device_map import DeviceMap, add_device_hooks, embedding_name
@@ -207,6 +208,9 @@ def fuse_and_capture(
             log.warning("%s: %s: %s", what, type(error).__name__, str(error))
             lacked_room = is_out_of_memory(error)
         slots.use_attention(attention_before)
+        for module in model.modules():
+            if isinstance(module, PackedExperts):
+                module.drop_room()
         gc.collect()
         torch.cuda.empty_cache()
     return EagerSteps(slots)

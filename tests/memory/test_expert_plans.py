@@ -49,12 +49,12 @@ def test_qwen3_30b_a3b_fits_a_card_of_24_gb(qwen: Checkpoint) -> None:
 
 
 def test_long_prompts_are_read_in_larger_passes_where_there_is_room(qwen: Checkpoint) -> None:
-    """Each pass reads all experts. Recurrent layers alone gain nothing: they read one prompt at a time."""
+    """Each pass reads all experts."""
     recurrent = read_shape(qwen3_5_27b(is_whole=True), merged=True)
     experts = read_shape(qwen, merged=True)
     assert [one.chunk_tokens for one in load_ways.large_sizes(experts, 4096)] == [4096, 2048, 1024]
     assert [one.chunk_tokens for one in load_ways.large_sizes(experts, 1500)] == [1024]
-    assert load_ways.large_sizes(recurrent, 4096) == []
+    assert [one.chunk_tokens for one in load_ways.large_sizes(recurrent, 4096)] == [2048, 1024]
     both = replace(experts, layers=(*experts.layers, *recurrent.layers))
     assert len(load_ways.large_sizes(both, 4096)) == 3
     dense = replace(experts, layers=tuple((replace(layer, mlp=DENSE), count) for layer, count in experts.layers))

@@ -11,9 +11,9 @@ import torch
 
 from core.checkpoint.quantization import MatrixFormat
 from core.memory.kernels.llamadeck import LLAMADECK, expert_tile_rows
-from core.worker.kernels import expert_kernels
+from core.worker.kernels import expert_kernels, expert_prompts
 from core.worker.kernels.expert_kernels import DOWN, DOWN_WARPS, GATE_UP, GATE_UP_WARPS, ExpertKernels, shared_bytes
-from core.worker.kernels.expert_prompts import ExpertPrompts
+from core.worker.kernels.expert_prompts import ExpertPrompts, SharedRoom
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.routed_pairs import (
@@ -137,6 +137,20 @@ def test_tokens_of_a_chat_each_go_through_no_tiles(monkeypatch: pytest.MonkeyPat
         one = slice(row, row + 1)
         assert torch.equal(experts(x[one], ids[one], weights[one]), together[one])
     assert experts.multiply(x, ids, weights) is tiles
+
+
+def test_captured_products_of_all_layers_work_in_one_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of Qwen3.5-35B-A3B had no room for 4096 tokens a pass: each layer's buffer left a hole too small for the
+    next one's."""
+    room = SharedRoom()
+    own, another = room.take(100, CPU), room.take(100, CPU)
+    assert own.data_ptr() != another.data_ptr() and own.numel() == 100
+    monkeypatch.setattr(expert_prompts, "is_capturing", lambda device: device == CPU)
+    large, small = room.take(1000, CPU), room.take(200, CPU)
+    assert large.data_ptr() == small.data_ptr() and (large.numel(), small.numel()) == (1000, 200)
+    assert room.take(2000, CPU).numel() == 2000
+    room.drop()
+    assert room.take(10, CPU).untyped_storage().nbytes() == 10
 
 
 def test_tiles_are_as_large_as_experts_have_rows() -> None:

@@ -32,6 +32,33 @@ def shared_bytes(tile_rows: int, format: CodeFormat) -> int:
     return STAGES[tile_rows][format.bits] * stage + 2 * tile_rows * (64 + 8) * 2 + 1024
 
 
+def is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and bool(torch.cuda.is_current_stream_capturing())
+
+
+class SharedRoom:
+    """One buffer for the products of all layers that are captured. Each layer's own would lie between what its
+    neighbours hold, and holes would be left that the next layer's does not fit in.
+
+    Steps that are captured never run at the same time, and those with most tokens are captured first.
+    """
+
+    def __init__(self) -> None:
+        self._kept: torch.Tensor | None = None
+
+    def take(self, num_bytes: int, device: torch.device) -> torch.Tensor:
+        """So many bytes: the caller's own where nothing is captured."""
+        if not is_capturing(device):
+            return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        if self._kept is None or self._kept.numel() < num_bytes:
+            self._kept = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        return self._kept[:num_bytes]
+
+    def drop(self) -> None:
+        """Free what failed steps were captured with."""
+        self._kept = None
+
+
 class TileRoom(NamedTuple):
     """Room for the products of a prompt's experts. rows, gated: row tiles [segments, tile rows, hidden] and [segments,
     tile rows, intermediate]. of_pairs: float32 [pairs, hidden], where the rows were."""
@@ -56,7 +83,7 @@ class ExpertPromptKernels:
         self._gate_up, self._down = module.kernel("gate_up", size), module.kernel("down", size)
         self._multiprocessors = int(torch.cuda.get_device_properties(device).multi_processor_count)
 
-    def room(self, gate_up: StackedMatrix, x: torch.Tensor, routed: RoutedPairs) -> TileRoom:
+    def room(self, gate_up: StackedMatrix, x: torch.Tensor, routed: RoutedPairs, shared: SharedRoom) -> TileRoom:
         """For what `swizzle` gives, then `gate_up`, then `down`: one buffer, since several would leave holes between
         them that none of the others fits in. What is swizzled is not needed any more once there are results."""
         num_rows, pairs = routed.segments.shape[0] * self.tile_rows, routed.tokens.shape[0]
@@ -64,7 +91,7 @@ class ExpertPromptKernels:
         half = x.dtype.itemsize
         end = num_rows * intermediate * half
         later = max(num_rows * hidden * half, pairs * hidden * FLOAT_BYTES)
-        room = torch.empty(end + later, dtype=torch.uint8, device=x.device)
+        room = shared.take(end + later, x.device)
         rows = room[end : end + num_rows * hidden * half].view(x.dtype).view(-1, self.tile_rows, hidden)
         gated = room[:end].view(x.dtype).view(-1, self.tile_rows, intermediate)
         of_pairs = room[end : end + pairs * hidden * FLOAT_BYTES].view(torch.float32).view(pairs, hidden)
@@ -109,9 +136,17 @@ class ExpertPromptKernels:
 
 
 class ExpertPrompts:
-    """The kernels for gate and up, and for down, by the rows of a tile."""
+    """The kernels for gate and up, and for down, by the rows of a tile; and the room that they work in."""
 
-    def __init__(self, dtype: torch.dtype, formats: tuple[CodeFormat, CodeFormat], device: torch.device) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        formats: tuple[CodeFormat, CodeFormat],
+        device: torch.device,
+        room: SharedRoom | None = None,
+    ) -> None:
+        """room: of all layers on `device`."""
+        self.room = room or SharedRoom()
         self._kernels = {
             rows: [prompt_kernels_for(dtype, format, rows, device) for format in formats] for rows in STAGES
         }

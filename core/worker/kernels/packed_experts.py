@@ -50,6 +50,11 @@ class PackedExperts(nn.Module):
         ids, weights = top_k_index.long().contiguous(), top_k_weights.float().contiguous()
         return self.multiply(hidden_states, ids, weights, is_step=len(ids) <= MAX_SMALL_BATCH)
 
+    def drop_room(self) -> None:
+        """Free what captured steps that failed have left."""
+        if self._prompts is not None:
+            self._prompts.room.drop()
+
     def multiply(
         self,
         x: torch.Tensor,
@@ -85,9 +90,10 @@ class PackedExperts(nn.Module):
         weights: torch.Tensor,
         added: Added,
     ) -> torch.Tensor:
+        assert self._prompts is not None
         gate_up, down = kernels
         routed = self._pair_kernels.sort(ids, self.gate_up.num_experts, gate_up.tile_rows)
-        room = gate_up.room(self.gate_up, x, routed)
+        room = gate_up.room(self.gate_up, x, routed, self._prompts.room)
         gate_up.swizzle(self.gate_up, x, routed, room.rows)
         gate_up.gate_up(self.gate_up, room.rows, routed, self._down_inverse, room.gated)
         down.down(self.down, room.gated, routed, room.of_pairs)

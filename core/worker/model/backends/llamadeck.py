@@ -18,7 +18,7 @@ from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup
 from core.memory.model_shape import MatrixShape
 from core.worker.kernels.expert_kernels import StackedMatrix, expert_kernels_for
-from core.worker.kernels.expert_prompts import ExpertPrompts
+from core.worker.kernels.expert_prompts import ExpertPrompts, SharedRoom
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packed_prefill import make_prefill_backend
 from core.worker.kernels.packed_small_batch import PackedLinear, PrefillBackend, kernels_for
@@ -43,6 +43,7 @@ class LlamadeckBackend:
 
     def __init__(self, spec: KernelSpec, dtype: torch.dtype, device: torch.device) -> None:
         self.spec, self.dtype, self.device = spec, dtype, device
+        self._prompt_room = SharedRoom()
 
     @property
     def reading_device(self) -> torch.device:
@@ -79,7 +80,7 @@ class LlamadeckBackend:
         kernels = expert_kernels_for(*gate_up), expert_kernels_for(*down)
         prompts = None
         if has_fused_prefill(torch.cuda.get_device_capability(self.device)):
-            prompts = ExpertPrompts(self.dtype, (gate_up[1], down[1]), self.device)
+            prompts = ExpertPrompts(self.dtype, (gate_up[1], down[1]), self.device, self._prompt_room)
         return PackedExperts(*stacks, kernels, pair_kernels_for(self.dtype, self.device), prompts)
 
     def _stack(self, matrices: Sequence[Sequence[MatrixTensors]]) -> StackedMatrix:
