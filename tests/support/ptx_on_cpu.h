@@ -1,7 +1,7 @@
 // CUDA C++ of the engine's own kernels on a CPU: every thread is a fiber, and every PTX instruction a function with its
 // outputs, then its inputs, as arguments. tests/support/ptx_on_cpu.py makes calls of `asm`.
 //
-// All blocks of a launch run at once, in one thread of the CPU, and a fiber runs until it waits. Asynchronous copies
+// Blocks of a launch run at once, in one thread of the CPU, and a fiber runs until it waits. Asynchronous copies
 // arrive when they are waited for, no sooner.
 
 #include <setjmp.h>
@@ -43,6 +43,8 @@ struct Block {
     alignas(16) float fixed[256];  // what a kernel declares as shared memory of known size
     bool flag;
 };
+// So many times every thread had its turn, and none came to its end.
+static const u32 MOST_IDLE_TURNS = 100000;
 struct Copy { void* to; const void* from; int size; };
 struct Fiber {
     Block* block;
@@ -311,8 +313,10 @@ inline void resume(Fiber& one) {
     fiber = &one;
     if (!_setjmp(scheduler)) _longjmp(one.here, 1);
 }
-// Run `kernel` with pointers to its arguments, in blocks of `num_threads`. False where all threads that are left wait.
-extern "C" bool launch(void (*kernel)(void**), const u32* size, int num_threads, int shared_bytes, void** arguments) {
+// Run `kernel` with pointers to its arguments, in blocks of `num_threads`, of which `most_blocks` run at once, in their
+// order. False where all threads that may run wait.
+extern "C" bool launch(void (*kernel)(void**), const u32* size, int num_threads, int shared_bytes, u32 most_blocks,
+                       void** arguments) {
     grid = {size[0], size[1], size[2]};
     entry = [=] { kernel(arguments); };
     std::deque<Block> blocks;
@@ -330,14 +334,21 @@ extern "C" bool launch(void (*kernel)(void**), const u32* size, int num_threads,
             one.exchanges = 0, one.copies.clear(), one.groups.clear();
         }
     }
-    for (size_t left = used; left;) {
-        for (size_t at = 0; at < used; at++) {
-            Fiber& one = fibers[at];
-            if (one.is_done) continue;
-            resume(one);
-            left -= one.is_done;
+    std::vector<int> left_of(blocks.size(), num_threads);
+    size_t left = used;
+    for (u32 turns = 0; left && turns < MOST_IDLE_TURNS; turns++) {
+        u32 running = 0;
+        for (size_t of = 0; of < blocks.size() && running < most_blocks; of++) {
+            if (!left_of[of]) continue;
+            running++;
+            for (int thread = 0; thread < num_threads; thread++) {
+                Fiber& one = fibers[of * num_threads + thread];
+                if (one.is_done) continue;
+                resume(one);
+                if (one.is_done) left--, left_of[of]--, turns = 0;
+            }
         }
     }
     if (used > KEPT_FIBERS) fibers.resize(KEPT_FIBERS);
-    return true;
+    return left == 0;
 }

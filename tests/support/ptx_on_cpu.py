@@ -39,6 +39,8 @@ STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 OPERAND = re.compile(r'"[=+]?[rhlfn]"\s*\(')
 FIXED_SHARED = re.compile(r"__shared__ (?:__align__\(\d+\) )?float (\w+)\[[\d +]+\];")
 FLAG_SHARED = re.compile(r"__shared__ bool (\w+);")
+# How many blocks of a launch run at once, as far as nothing needs to know.
+MOST_BLOCKS = 1 << 20
 CAPTURED: dict[str, Any] = {"text": True, "capture_output": True, "check": True}
 
 
@@ -126,7 +128,10 @@ class CpuKernel:
     ) -> None:
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        self._library.launch(self._function, (ctypes.c_uint * 3)(*grid), num_threads, self._shared_bytes, pointers)
+        size = (ctypes.c_uint * 3)(*grid)
+        self._library.launch.restype = ctypes.c_bool
+        if not self._library.launch(self._function, size, num_threads, self._shared_bytes, MOST_BLOCKS, pointers):
+            raise RuntimeError("all threads of a kernel wait")
 
 
 def as_cpp(source: str) -> str:

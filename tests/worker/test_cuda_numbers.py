@@ -18,6 +18,7 @@ from core.worker.kernels.packed_prefill import FusedDequantGemm
 from core.worker.kernels.packed_small_batch import HEAD_ROWS, MAX_SMALL_BATCH, PackedLinear, SmallBatchKernels
 from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation, pack_codes, tile_scales
 from core.worker.model.kernel_check import check_kernel
+from tests.support import ptx_on_cpu
 from tests.support.ptx_on_cpu import kernels_on_cpu
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -179,7 +180,7 @@ def test_a_product_adds_each_rows_own_adapter_before_its_epilogue(rank: int) -> 
 
 @pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)
 def test_many_rows_are_multiplied_from_codes(format: CodeFormat, dtype: torch.dtype) -> None:
-    """Thread blocks share the K blocks of a unit, and the first adds the others' sums."""
+    """Thread blocks share the K blocks of a unit, and the last adds the others' sums."""
     random = torch.Generator().manual_seed(4)
     matrix, dense = make_matrix(format, dtype)
     gemm = FusedDequantGemm(dtype, format, CPU)
@@ -193,6 +194,23 @@ def test_many_rows_are_multiplied_from_codes(format: CodeFormat, dtype: torch.dt
         gemm.multiply_swizzled(matrix, gemm.permute_rows(matrix, x), rows, bias, out=wide[:, 8 : 8 + OUTPUTS])
         assert torch.equal(wide[:, 8 : 8 + OUTPUTS], product)
         assert not wide[:, :8].any() and not wide[:, 8 + OUTPUTS :].any()
+
+
+@pytest.mark.parametrize("most_blocks", [1, 3])
+def test_thread_blocks_that_share_a_unit_do_not_need_to_run_at_once(
+    monkeypatch: pytest.MonkeyPatch, most_blocks: int
+) -> None:
+    """Each once waited for later ones. A GPU may have no room for those before the ones that wait are done: a step of
+    32 chats of Qwen3.5-27B came to no end on an H200."""
+    (format, dtype), random = KINDS[0], torch.Generator().manual_seed(6)
+    matrix, _ = make_matrix(format, dtype)
+    gemm = FusedDequantGemm(dtype, format, CPU)
+    for rows in (20, 40, 130):
+        x = torch.randn((rows, INPUTS), generator=random).to(dtype)
+        wanted = gemm.multiply(matrix, x, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(ptx_on_cpu, "MOST_BLOCKS", most_blocks)
+            assert torch.equal(gemm.multiply(matrix, x, None), wanted)
 
 
 @pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)

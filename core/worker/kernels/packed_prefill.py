@@ -67,7 +67,7 @@ ONE_ROW_TILES = {
 # Of rows that take several tiles of PREFILL_TILE_ROWS, two use each dequantized code for twice the rows. Found by
 # trying on an H100; of 8 bit as many stages as there is room for.
 TWO_ROW_TILES = PrefillTile(1, 2, ((4, 4), (8, 3)))
-# The most thread blocks, on average, that share an output tile of many outputs: the first adds the others' sums.
+# The most thread blocks, on average, that share an output tile of many outputs: the last adds the others' sums.
 MOST_SHARERS = 3
 # The fewest rows for these products. Fewer are multiplied faster by packed_small_batch.py, where a row's result does
 # not depend on how many there are. Of a step of up to STEP_ROWS only matrices of so many outputs are faster here.
@@ -87,7 +87,7 @@ def stream_k_grid(units: int, blocks: int, multiprocessors: int) -> tuple[int, i
     """
     left = units % multiprocessors
     grid = min(multiprocessors, max(units, units * blocks // MIN_SHARE))
-    # A unit's first thread block waits for the partial sums of all others, so each must have a share.
+    # A unit's last thread block waits for the partial sums of all others, so each must have a share.
     if left == 0 or left >= FULL_WAVE * multiprocessors:
         return min(units, multiprocessors), units
     whole = units // multiprocessors * multiprocessors

@@ -60,20 +60,24 @@ struct Stages {
     i64 full[STAGES], empty[STAGES];
 };
 
-// A thread block's work (stream-K): first its share of the K blocks of the units from `whole` on, then whole units
-// before them. Where several thread blocks share a unit, the one with its first K blocks adds the others' partial sums.
+// A thread block's work (stream-K): first its share of the K blocks of the units from `whole` on, from its end to its
+// beginning, then whole units before them. Where several thread blocks share a unit, the one with its last K blocks adds
+// the others' partial sums: it waits for earlier thread blocks alone, which a GPU starts before it. Not all of them need
+// to run at once.
 struct StreamKWork {
-    int whole, blocks, rest, next_whole, at, last, unit, begin, end;
+    int whole, blocks, rest, next_whole, first, at, unit, begin, end;
 
     __device__ __forceinline__ StreamKWork(int units, int whole, int blocks)
         : whole(whole), blocks(blocks), rest((units - whole) * blocks), next_whole(blockIdx.x) {
-        at = start(blockIdx.x), last = start(blockIdx.x + 1);
+        first = end_of((int)blockIdx.x - 1), at = end_of(blockIdx.x);
     }
-    __device__ __forceinline__ int start(int of) const { return (int)((i64)rest * of / gridDim.x); }
+    // Where the share of a thread block ends.
+    __device__ __forceinline__ int end_of(int block) const { return (int)((i64)rest * (block + 1) / gridDim.x); }
     __device__ __forceinline__ bool next() {
-        if (at < last) {
-            unit = whole + at / blocks, begin = at % blocks, end = min(blocks, begin + last - at);
-            at += end - begin;
+        if (at > first) {
+            const int before = (at - 1) / blocks * blocks;
+            unit = whole + before / blocks, end = at - before;
+            at = max(first, before), begin = at - before;
             return true;
         }
         if (next_whole >= whole) return false;
@@ -81,9 +85,9 @@ struct StreamKWork {
         next_whole += gridDim.x;
         return true;
     }
-    // Whether the share of `other`, a later thread block, begins in this unit.
-    __device__ __forceinline__ bool continues_in(int other) const {
-        return end < blocks && other < gridDim.x && start(other) < (unit - whole + 1) * blocks;
+    // Whether the share of `other`, an earlier thread block, ends in this unit, of which this one has the last K blocks.
+    __device__ __forceinline__ bool begins_in(int other) const {
+        return begin > 0 && other >= 0 && end_of(other) > (unit - whole) * blocks;
     }
 };
 
@@ -256,7 +260,7 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
             }
         }
 
-        if (work.begin) {
+        if (work.end < blocks) {
             float4* to = partial_sums + blockIdx.x * PARTIAL_SUMS + threadIdx.x;
 #pragma unroll
             for (int i = 0; i < NT * MT * FOURS; i++) {
@@ -269,16 +273,16 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
             continue;
         }
         int others = 0;
-        while (work.continues_in(blockIdx.x + 1 + others)) others++;
+        while (work.begins_in((int)blockIdx.x - 1 - others)) others++;
         if (others) {
-            u32* of_others = ready + blockIdx.x + 1;
+            u32* of_others = ready + blockIdx.x - others;
             // Each waits for another one: one after the other would be a round trip for each.
             for (int other = threadIdx.x; other < others; other += MMA_WARPS * 32) {
                 while (!ld_acquire(of_others + other)) {
                 }
             }
             named_barrier_sync(3, MMA_WARPS * 32);
-            const float4* from = partial_sums + (blockIdx.x + 1) * PARTIAL_SUMS + threadIdx.x;
+            const float4* from = partial_sums + (blockIdx.x - others) * PARTIAL_SUMS + threadIdx.x;
             for (int other = 0; other < others; other++, from += PARTIAL_SUMS) {
 #pragma unroll
                 for (int i = 0; i < NT * MT * FOURS; i++) {
