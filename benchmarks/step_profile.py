@@ -61,6 +61,8 @@ def main() -> None:
             show(f"a step of {chats} chats", partial(decode, steps, chats))
         for tokens in options.prompts:
             show(f"a prompt of {tokens} tokens", partial(read, steps, 0, tokens))
+        # What runs kernel by kernel is beside the graphs.
+        torch.cuda.set_per_process_memory_fraction(1.0)
         for chats in options.chats:
             decoding = next(graph for graph in steps._decode_graphs if graph.num_rows >= chats)
             decoding.load_inputs(range(chats))

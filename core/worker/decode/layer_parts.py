@@ -23,7 +23,7 @@ from core.worker.model.adapters import AdapterLinear
 
 # So many weights a matrix has that cuBLAS multiplies rows faster than dense_small_batch.py, which reads the weights
 # once for up to MOST_ROWS rows, and again for more.
-HUGE_WEIGHTS, LARGE_WEIGHTS = 2**27, 2**20
+HUGE_WEIGHTS, LARGE_WEIGHTS = 3 * 2**23, 2**20
 # What a model calls its decoder layer with, by name: "past_key_values" (a GraphCache), "position_embeddings", ...
 LayerArguments = Mapping[str, Any]
 
