@@ -54,11 +54,10 @@ def test_one_new_token_a_row_is_normed_turned_stored_attended_and_gated(
         if clusters and torch.cuda.get_device_capability() < (9, 0):
             continue
         kernels = DecodeKernels(dtype, case.heads, case.kind.dim, 3, device, splits, clusters, case.kind, bits)
-        results += [
+        results.append(
             kernels.attend(tokens.qkv, angles, cache, slots, columns[:, None], scale, case.window, None,
-                           tokens.norm, tokens.sinks, shares_keys=way)
-            for way in kernels.ways
-        ]  # fmt: skip
+                           tokens.norm, tokens.sinks)
+        )  # fmt: skip
     got, after = results[0], by_slot(cache)
     assert all(torch.equal(got, other) for other in results) and not got[2].any()
     query, key, value, gate = tokens.split()

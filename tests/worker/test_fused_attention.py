@@ -28,7 +28,7 @@ from core.worker.decode.fused_mlp import FusedDenseMlp
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_layers, fuse_prefill
-from core.worker.kernels.packed_prefill import STEP_ROWS, FusedDequantGemm
+from core.worker.kernels.packed_prefill import MIN_STEP_ROWS, FusedDequantGemm
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -97,7 +97,7 @@ def test_many_chats_take_the_products_of_prompts(
     """Which compute capability 9.0 has: a token of each, in as many chats as are too many for the other products."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     reference = make_recurrent(tmp_path / "model", is_quantized)
-    num_slots = STEP_ROWS + 1
+    num_slots = MIN_STEP_ROWS
     slots = (0, 1, num_slots - 1)
     wanted = [reference(torch.tensor([[slot + 3]])).logits[0, -1] for slot in slots]
     _, run, _ = open_fused(tmp_path / "model", monkeypatch, num_slots)

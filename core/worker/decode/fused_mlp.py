@@ -19,7 +19,6 @@ from core.worker.decode.layer_parts import (
     prefill_normed,
     shared_gemm,
 )
-from core.worker.kernels import step_ops
 from core.worker.kernels.packed_prefill import FusedDequantGemm
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.row_norm import MAX_ROW
@@ -60,13 +59,8 @@ class FusedDenseMlp:
     def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         matrices, down = self._matrices, packed_of(self._matrices.down)
         assert down is not None
-        if gemm := faster_gemm(matrices.gate_up, hidden):
-            assert isinstance(matrices.gate_up, PackedLinear)
-            if faster_gemm(matrices.down, hidden) is gemm:
-                return self.prefill(hidden, arguments)
-            gated = step_ops.swiglu(prefill_normed(gemm, matrices.gate_up, hidden, matrices.norm))
-            gated = gated if down.matrix.permutation is None else gated.index_select(1, down.matrix.permutation)
-            return multiply_packed(matrices.down, gated, "residual", hidden)
+        if (gemm := faster_gemm(matrices.gate_up, hidden)) and faster_gemm(matrices.down, hidden) is gemm:
+            return self.prefill(hidden, arguments)
         gated = multiply_normed(
             matrices.gate_up, hidden, matrices.norm, "swiglu", inverse_permutation=down.inverse_permutation
         )

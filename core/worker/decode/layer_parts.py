@@ -161,8 +161,7 @@ def faster_gemm(module: nn.Module, hidden: torch.Tensor) -> FusedDequantGemm | N
     for few rows; None where nothing does."""
     if not isinstance(module, PackedLinear) or not isinstance(module.prefill_backend, FusedDequantGemm):
         return None
-    gemm = module.prefill_backend
-    return gemm if gemm.is_faster(module.matrix, hidden.shape[0]) else None
+    return module.prefill_backend if hidden.shape[0] >= MIN_STEP_ROWS else None
 
 
 def shared_gemm(*linears: Packed) -> FusedDequantGemm | None:

@@ -15,16 +15,15 @@ import torch
 from core.memory.kernels.llamadeck import KV_SPLITS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.kv_pages import KvPages, page_defines
-from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
+from core.worker.kernels.nvrtc import CudaModule, read_source
 
-# The most queries of a key that a block computes together, by head size, so that two blocks have room on a
-# multiprocessor. What a tensor core's product takes at most: a block that has a multiprocessor for itself takes them.
-MAX_QUERIES, MOST_QUERIES = {64: 8, 128: 8, 256: 2}, 8
+# The most queries of a key that a block computes together, by head size: a block has registers for no more.
+MAX_QUERIES = {64: 8, 128: 8, 256: 2}
 ATTEND_WARPS = 4
 # Columns of the cache that a warp takes at a time: the rows of a tensor core's product.
 COLUMNS = 16
-# Into how many blocks the columns of a row's head may be split; and where a block has a multiprocessor for itself.
-SPLITS, LARGE_SPLITS = (8, 4, 2, 1), (2, 1)
+# Into how many blocks the columns of a row's head may be split.
+SPLITS = (8, 4, 2, 1)
 ROPE_THREADS = 256
 
 
@@ -56,10 +55,10 @@ class HeadNorm(NamedTuple):
 NO_NORM = HeadNorm()
 
 
-def queries_per_block(num_heads: int, num_kv_heads: int, most: int) -> int:
+def queries_per_block(num_heads: int, num_kv_heads: int, dim: int) -> int:
     """How many queries that share a key a block computes together: the most that divide them evenly."""
     group = num_heads // num_kv_heads
-    return max(count for count in range(1, most + 1) if group % count == 0)
+    return max(count for count in range(1, MAX_QUERIES[dim] + 1) if group % count == 0)
 
 
 def shared_bytes(dim: int, queries: int, blocks: int, pipeline_stages: int, bits: int = 16) -> int:
@@ -111,39 +110,6 @@ def module_for(
     return CudaModule(source, defines, device)
 
 
-class AttendKernels(NamedTuple):
-    """Of blocks that compute so many `queries` of a key together. attend, most_blocks: by how many blocks split a head,
-    the kernel, and how many of its blocks run at once."""
-
-    module: CudaModule
-    queries: int
-    attend: Mapping[int, CudaKernel]
-    most_blocks: Mapping[int, int]
-
-    @classmethod
-    def of(
-        cls,
-        module: CudaModule,
-        dim: int,
-        queries: int,
-        stages: Sequence[tuple[int, int]],
-        bits: int,
-        multiprocessors: int,
-    ) -> AttendKernels:
-        """stages: as `module_for` takes them."""
-        attend = {
-            blocks: module.kernel(f"attend_{blocks}", shared_bytes(dim, queries, blocks, times, bits))
-            for blocks, times in stages
-        }
-        # Blocks of a cluster are neighbours on the GPU, so clusters of 4 and more leave some places empty.
-        empty = multiprocessors // 2
-        most_blocks = {
-            blocks: kernel.most_blocks(ATTEND_WARPS * 32) - (empty if blocks > 2 else 0)
-            for blocks, kernel in attend.items()
-        }
-        return cls(module, queries, attend, most_blocks)
-
-
 class DecodeKernels:
     """For one model on one GPU: its heads, and how many rows a step has at most. All layers share the buffers."""
 
@@ -164,36 +130,32 @@ class DecodeKernels:
         bits: of the cache. Raises CudaCodeError."""
         self.num_heads, self.num_kv_heads, self.dim = *heads, dim
         self.kind = HeadKind(dim, dim) if kind is None else kind
+        self._queries = queries_per_block(*heads, dim)
         properties = torch.cuda.get_device_properties(device)
-        self._multiprocessors = int(properties.multi_processor_count)
         clusters = properties.major >= 9 if clusters is None else clusters
-
-        def compile_for(queries: int, room: int, splits: Sequence[int]) -> AttendKernels:
-            stages = tuple((blocks, choose_pipeline_stages(dim, queries, blocks, room, bits)) for blocks in splits)
-            module = module_for(dtype, self.kind, queries, stages, clusters, device, bits)
-            return AttendKernels.of(module, dim, queries, stages, bits, self._multiprocessors)
-
         # Two blocks on a multiprocessor. CUDA reserves 1 KiB of each.
         room = properties.shared_memory_per_multiprocessor // 2 - 1024
-        few, most = (queries_per_block(*heads, count) for count in (MAX_QUERIES[dim], MOST_QUERIES))
-        self._few = compile_for(few, room, splits)
-        self._many = None
-        room = properties.shared_memory_per_block_optin
-        if most > few and shared_bytes(dim, most, 1, 16 // bits, bits) <= room:
-            self._many = compile_for(most, room, LARGE_SPLITS)
-        self._apply_rope_and_store_kv = self._few.module.kernel("apply_rope_and_store_kv")
-        self._gate = self._few.module.kernel("gate_heads")
+        pipeline_stages = tuple(
+            (blocks, choose_pipeline_stages(dim, self._queries, blocks, room, bits)) for blocks in splits
+        )
+        module = module_for(dtype, self.kind, self._queries, pipeline_stages, clusters, device, bits)
+        self._apply_rope_and_store_kv = module.kernel("apply_rope_and_store_kv")
+        self._gate = module.kernel("gate_heads")
+        self._attend = {
+            blocks: module.kernel(f"attend_{blocks}", shared_bytes(dim, self._queries, blocks, times, bits))
+            for blocks, times in pipeline_stages
+        }
+        # Blocks of a cluster are neighbours on the GPU, so clusters of 4 and more leave some places empty.
+        empty = properties.multi_processor_count // 2
+        self._most_blocks = {
+            blocks: kernel.most_blocks(ATTEND_WARPS * 32) - (empty if blocks > 2 else 0)
+            for blocks, kernel in self._attend.items()
+        }
         shape = (0,) if clusters else (num_rows, self.num_heads, KV_SPLITS)
         self._parts = torch.empty((*shape, dim), dtype=torch.float32, device=device)
         self._tops = torch.empty(shape, dtype=torch.float32, device=device)
         self._totals = torch.empty(shape, dtype=torch.float32, device=device)
         self._ended = torch.zeros(num_rows * self.num_heads, dtype=torch.int32, device=device)
-
-    @property
-    def ways(self) -> tuple[bool, ...]:
-        """Whether a key's queries are all computed together, or in parts by blocks that each read the key: of large
-        heads both where there is room."""
-        return (False, True) if self._many else (False,)
 
     def attend(
         self,
@@ -208,7 +170,6 @@ class DecodeKernels:
         norm: HeadNorm = NO_NORM,
         sinks: torch.Tensor | None = None,
         starts_early: bool = True,
-        shares_keys: bool | None = None,
     ) -> torch.Tensor:
         """qkv [rows, (heads + 2 kv heads) * dim] of one new token a row -> [rows, heads * dim]. Gated queries come with
         their gates: [rows, heads, 2, dim], then the others.
@@ -217,19 +178,13 @@ class DecodeKernels:
         no column (arXiv 2309.17453). cache: a layer's keys and values;
         the new key and value go to each row's slot and column. A column below 0 gives
         zeros and stores nothing. scale: of the scores. window: how many columns a token sees at most. starts_early:
-        whether the kernel before wrote none of the columns below those of the rows. shares_keys: one of `ways`, which
-        all give the same; None: the faster one.
+        whether the kernel before wrote none of the columns below those of the rows.
         """
         rows, (cos, sin) = qkv.shape[0], angles
         out = torch.empty((rows, self.num_heads * self.dim), dtype=qkv.dtype, device=qkv.device)
-        if shares_keys is None:
-            # Many blocks that each have a multiprocessor for themselves keep all of them busy.
-            shares_keys = self._many is not None and self.num_heads // self._few.queries * rows > self._multiprocessors
-        kernels = self._many if shares_keys else self._few
-        assert kernels is not None
-        head_groups = self.num_heads // kernels.queries
-        blocks = choose_blocks(head_groups * rows, kernels.most_blocks)
-        kernels.attend[blocks](
+        head_groups = self.num_heads // self._queries
+        blocks = choose_blocks(head_groups * rows, self._most_blocks)
+        self._attend[blocks](
             (blocks, head_groups, rows), ATTEND_WARPS * 32, qkv, cos, sin, cache.argument, slots, columns, self._parts,
             self._tops, self._totals, self._ended, out, inverse_permutation, cos.stride(0) if cos.shape[0] > 1 else 0,
             float(scale), window, self.num_heads, self.num_kv_heads, *norm, sinks, starts_early=starts_early,

@@ -68,6 +68,7 @@ class LowRankDown(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("a0", "a1", "a2", "weights", "x_places", "told", "passes")),
         ("launch", ctypes.c_int),
+        ("tellers", ctypes.c_int),
     ]
 
 
@@ -79,6 +80,10 @@ class ToldValues:
         self.values = torch.zeros(MAX_TOLD, dtype=torch.long, device=device)
         self.passes = torch.zeros(1, dtype=torch.int32, device=device)
         self._num_launches = 0
+        # How many blocks tell values: one a multiprocessor.
+        self.tellers = 1
+        if device.type == "cuda":
+            self.tellers = int(torch.cuda.get_device_properties(device).multi_processor_count)
 
     def begin_pass(self) -> None:
         """Whatever products come until the next call are of one pass."""
@@ -114,7 +119,7 @@ class LowRankRow:
         addresses = (None if one is None else one.data_ptr() for one in tensors)
         return (
             *_arguments(self.matrices, None, self.slots, self.adapters.places),
-            LowRankDown(*addresses, self.launch),
+            LowRankDown(*addresses, self.launch, self.told.tellers),
         )
 
 

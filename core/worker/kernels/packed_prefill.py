@@ -33,6 +33,8 @@ from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix
 from core.worker.kernels.row_norm import MAX_ROW, NORM_THREADS
 
 GEMM_THREADS, ROW_THREADS = 384, 256
+# The longest rows that are normed with few registers, of which a multiprocessor has several at a time.
+USUAL_ROW = 8192
 # Inputs of a row for each thread of permute_rows, and of swiglu_rows.
 PERMUTED_INPUTS, SWIGLU_INPUTS = 32, 8
 # A last wave that keeps this share of the multiprocessors busy is not split.
@@ -70,8 +72,8 @@ TWO_ROW_TILES = PrefillTile(1, 2, ((4, 4), (8, 3)))
 # The most thread blocks, on average, that share an output tile of many outputs: the last adds the others' sums.
 MOST_SHARERS = 3
 # The fewest rows for these products. Fewer are multiplied faster by packed_small_batch.py, where a row's result does
-# not depend on how many there are. Of a step of up to STEP_ROWS only matrices of so many outputs are faster here.
-MIN_STEP_ROWS, STEP_ROWS, MIN_STEP_OUTPUTS = HEAD_ROWS[1] + 1, HEAD_ROWS[2], 8192
+# not depend on how many there are.
+MIN_STEP_ROWS = HEAD_ROWS[1] + 1
 
 
 def tile_rows_of(rows: int) -> int:
@@ -111,9 +113,10 @@ class PrefillKernels:
             for one, size in tiles.items()
         )
         source = read_source("hopper.cuh", "codes.cuh", "swizzled.cuh", "prompts.cu", GEMMS=lines)
-        module = CudaModule(source, defines_for(dtype, format) | {"MAX_ROW": MAX_ROW, "TILE_ROWS": tile_rows}, device)
-        self.permute_rows = module.kernel("permute_rows")
-        self.rmsnorm_rows, self.swiglu_rows = module.kernel("rmsnorm_rows"), module.kernel("swiglu_rows")
+        defines = {"USUAL_ROW": USUAL_ROW, "MAX_ROW": MAX_ROW, "TILE_ROWS": tile_rows}
+        module = CudaModule(source, defines_for(dtype, format) | defines, device)
+        self.permute_rows, self.swiglu_rows = module.kernel("permute_rows"), module.kernel("swiglu_rows")
+        self.rmsnorm_rows, self.rmsnorm_long_rows = module.kernel("rmsnorm_rows"), module.kernel("rmsnorm_long_rows")
         self.gemms = {one: module.kernel(name(one), size) for one, size in tiles.items()}
         found = torch.cuda.get_device_properties(device).multi_processor_count
         self.multiprocessors = min(PREFILL_MAX_BLOCKS, int(found))
@@ -160,10 +163,6 @@ class FusedDequantGemm:
         )
         self._ready = torch.zeros(PREFILL_READY_FLAGS, dtype=torch.int32, device=device)
 
-    def is_faster(self, matrix: PackedMatrix, rows: int) -> bool:
-        """Whether it multiplies `rows` of a step faster than SmallBatchKernels."""
-        return rows >= MIN_STEP_ROWS and (rows > STEP_ROWS or matrix.outputs >= MIN_STEP_OUTPUTS)
-
     def tiles(self, rows: int) -> Sequence[PrefillTile]:
         """Those that may be chosen for so many rows."""
         row_tiles = -(-rows // tile_rows_of(rows))
@@ -188,8 +187,9 @@ class FusedDequantGemm:
 
     def rmsnorm_rows(self, matrix: PackedMatrix, x: torch.Tensor, norm: FusedRmsNorm) -> torch.Tensor:
         """RMSNorm of x [rows, inputs], then as `permute_rows`."""
-        swizzled = self._buffer(matrix, x)
-        self._kernels(x.shape[0]).rmsnorm_rows(
+        swizzled, kernels = self._buffer(matrix, x), self._kernels(x.shape[0])
+        kernel = kernels.rmsnorm_rows if matrix.inputs <= USUAL_ROW else kernels.rmsnorm_long_rows
+        kernel(
             (x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.inverse_permutation, swizzled, x.stride(0),
             matrix.inputs // K_BLOCK, norm.eps, norm.offset,
         )  # fmt: skip

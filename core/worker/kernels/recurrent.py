@@ -87,10 +87,10 @@ class Projected:
         layout = Layout(step, mixer.key_dim, 2 * mixer.key_dim, step, step, 2 * ratio)
         return cls(mixed, mixed[:, gates:], scalars, scalars[:, ratio:], layout)
 
-    def can_be_copied(self) -> bool:
-        """Whether a head's part of a row begins where copies into shared memory can."""
+    def can_be_copied(self, *others: torch.Tensor) -> bool:
+        """Whether a head's part of a row begins where copies into shared memory can, and so do `others`."""
         places = [*self.layout[:5], *(one.stride(0) for one in (self.mixed, self.gates))]
-        starts = [one.data_ptr() // HALF_BYTES for one in (self.mixed, self.gates)]
+        starts = [one.data_ptr() // HALF_BYTES for one in (self.mixed, self.gates, *others)]
         return all(one % COPIED_HALVES == 0 for one in (*places, *starts))
 
     def arguments(self) -> tuple[Argument, ...]:
@@ -254,7 +254,7 @@ class DeltaKernels:
         kernel, grid, heads = self._step, (mixer.num_value_heads, rows, 1), mixer.num_value_heads * rows
         if reads_ahead is None:
             reads_ahead = self._step_many is not None and heads >= MANY_HEADS * self._most_blocks
-        if reads_ahead and projected.can_be_copied():
+        if reads_ahead and projected.can_be_copied(weights.conv, conv, state):
             assert self._step_many is not None
             kernel, grid = self._step_many, (min(-(-heads // MANY_HEADS), self._most_blocks), 1, 1)
         kernel(

@@ -62,18 +62,6 @@ __device__ __forceinline__ void multiply_half(const Matrices& matrices, const u1
                       [&](int at, uint4 done) { *(uint4*)(normed + at) = done; });
         __syncthreads();
     }
-    // Half a block's inputs of each row: those of the next half are asked for before these are multiplied.
-    auto load_rows = [&](uint4 (&to)[NT], int block, int h) {
-        const int at = block * 64 + h * 32 + t * 8;
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-            const int row = n * 8 + g;
-            to[n] = make_uint4(0, 0, 0, 0);
-            if (row < rows) to[n] = NORMED ? *(const uint4*)(normed + at) : ld_global_16(x + (i64)row * x_row + at);
-        }
-    };
-    uint4 with[2][NT];
-    if (begin < end) load_rows(with[0], begin, 0);
     float total[CT][NT][4] = {};
     for (int base = begin; base < end; base += AHEAD * step) {
 #pragma unroll
@@ -90,17 +78,17 @@ __device__ __forceinline__ void multiply_half(const Matrices& matrices, const u1
                     second[c][0] = even.z, second[c][1] = odd.z, second[c][2] = even.w, second[c][3] = odd.w;
                 }
                 if (block + AHEAD * step < end) load(u, block + AHEAD * step, h);
-                if (h == 0)
-                    load_rows(with[1], block, 1);
-                else if (block + step < end)
-                    load_rows(with[0], block + step, 0);
 #pragma unroll
-                for (int n = 0; n < NT; n++)
+                for (int n = 0; n < NT; n++) {
+                    const int row = n * 8 + g, at = block * 64 + h * 32 + t * 8;
+                    uint4 with = make_uint4(0, 0, 0, 0);
+                    if (row < rows) with = NORMED ? *(const uint4*)(normed + at) : ld_global_16(x + (i64)row * x_row + at);
 #pragma unroll
                     for (int c = 0; c < CT; c++) {
-                        mma(total[c][n], first[c], with[h][n].x, with[h][n].y);
-                        mma(total[c][n], second[c], with[h][n].z, with[h][n].w);
+                        mma(total[c][n], first[c], with.x, with.y);
+                        mma(total[c][n], second[c], with.z, with.w);
                     }
+                }
             }
         }
     }

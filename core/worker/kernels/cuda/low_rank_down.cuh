@@ -1,9 +1,9 @@
-// A product of one row that computes t = weight * A x (low_rank.cuh) itself: its blocks share the values of t and tell
-// each other, so that no kernel comes before it.
+// A product of one row that computes t = weight * A x (low_rank.cuh) itself: its first blocks share the values of t and
+// tell all others, so that no kernel comes before it.
 
 typedef unsigned long long u64;
 
-// What the product of one row needs to compute t itself: each value of it by one of its blocks, which tells the others.
+// What the product of one row needs to compute t itself: each value of it by one of its blocks, which tells all.
 struct LowRankDown {
     const u16 *a0, *a1, *a2;  // of each matrix: [columns][inputs], the adapters of all places one after the other
     const float* weights;     // by slot
@@ -11,6 +11,9 @@ struct LowRankDown {
     u64* told;                // [parts * rank]: a value of t, and the tag of who told it; null: t is computed already
     const int* passes;        // how many passes of one row there have been
     int launch;               // how many products of this pass came before
+    // How many blocks tell values. All wait for these: so no more than run at once wherever there is room for a block of
+    // each multiprocessor. A GPU starts blocks in their order.
+    int tellers;
 
     // No other launch has it but one 2^20 passes before, whose values have been told anew since.
     __device__ __forceinline__ u32 tag() const {
@@ -47,7 +50,8 @@ struct LowRankDown {
 __device__ __forceinline__ void tell_low_rank(const LowRankDown& down, const u16* x, const int* x_places, int size,
                                               int place, int rank, int num_told, float strength,
                                               const uint4 (&early_a)[EARLY_A], u32 tag, float* totals) {
-    for (int dot = blockIdx.x; dot < num_told; dot += gridDim.x) {
+    if ((int)blockIdx.x >= down.tellers) return;
+    for (int dot = blockIdx.x; dot < num_told; dot += min((int)gridDim.x, down.tellers)) {
         if (threadIdx.x < DOWN_THREADS) {
             const u16* a = down.row(place, rank, dot, size);
             float sum = 0.0f;

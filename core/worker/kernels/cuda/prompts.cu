@@ -17,17 +17,28 @@ extern "C" __global__ void __launch_bounds__(256)
     if (row < rows) swizzle_32(x + (i64)row * x_row, permutation, row, half, blocks, out);
 }
 
-// RMSNorm of x [rows, inputs], a block a row.
-extern "C" __global__ void __launch_bounds__(512)
-    rmsnorm_rows(const u16* x, const u16* weight, const int* inverse_permutation, u16* out, int x_row, int blocks,
-                 float eps, float offset) {
+// RMSNorm of x [rows, inputs], a block a row of up to MOST inputs.
+template <int MOST>
+__device__ __forceinline__ void norm_row(const u16* x, const u16* weight, const int* inverse_permutation, u16* out,
+                                         int x_row, int blocks, float eps, float offset) {
     __shared__ float sums[16];
     pdl_trigger();
-    RmsNorm<512, MAX_ROW> norm;
+    RmsNorm<512, MOST> norm;
     norm.read(weight, blocks * 64);
     pdl_wait();
     norm.apply(x + (i64)blockIdx.x * x_row, blocks * 64, eps, offset, sums,
                [&](int at, uint4 done) { store_swizzled_8(done, blockIdx.x, at, inverse_permutation, blocks, out); });
+}
+extern "C" __global__ void __launch_bounds__(512)
+    rmsnorm_rows(const u16* x, const u16* weight, const int* inverse_permutation, u16* out, int x_row, int blocks,
+                 float eps, float offset) {
+    norm_row<USUAL_ROW>(x, weight, inverse_permutation, out, x_row, blocks, eps, offset);
+}
+// A thread keeps more of its row: fewer blocks run at once.
+extern "C" __global__ void __launch_bounds__(512)
+    rmsnorm_long_rows(const u16* x, const u16* weight, const int* inverse_permutation, u16* out, int x_row, int blocks,
+                      float eps, float offset) {
+    norm_row<MAX_ROW>(x, weight, inverse_permutation, out, x_row, blocks, eps, offset);
 }
 
 // both [rows, 2 * inputs], gate then up -> silu(gate) * up, 8 inputs a thread.
