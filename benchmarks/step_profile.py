@@ -84,8 +84,9 @@ def read(steps: GraphSteps, slot: int, num_tokens: int) -> None:
     begin, pending = 0, None
     while begin < num_tokens:
         end = min(begin + max(steps.pass_sizes), num_tokens)
-        end = before_turn(begin, end) if steps.has_states and end == num_tokens else end
-        pending = steps.prefill(slot, texts[begin:end], begin, end == num_tokens)
+        kept_at = before_turn(begin, end) if steps.keeps_states and end == num_tokens else 0
+        chunk = PromptChunk(slot, texts[begin:end], begin, end == num_tokens, kept_at % end)
+        pending = steps.prefill_chunks([chunk])
         begin = end
     if pending is not None:
         pending.wait()

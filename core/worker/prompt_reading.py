@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from core.engine.protocol import Event, PromptScored, TokenChance, TokenInfo
+from core.memory.layer_state import DELTA_TOKENS
 from core.memory.plan import SCORED_TOKENS
 from core.tokenizer.token_bytes import TokenBytes
 from core.worker.cache_room import CacheRoom
@@ -100,14 +101,16 @@ class PromptReading:
         chunks, owners = list[PromptChunk](), list[tuple[Slot, ActiveRequest]]()
         for part in parts:
             slot, request, begin, end = part.slot, part.request, part.begin, part.end
-            is_last = end == request.num_prompt and not request.has_drawn
-            if is_last and self._steps.has_states:
-                end = before_turn(begin, end)
-                is_last = end == request.num_prompt
+            is_last, kept_at = end == request.num_prompt and not request.has_drawn, 0
+            if is_last and self._steps.has_states and (near := before_turn(begin, end)) < end:
+                if self._steps.keeps_states and (near - begin) % DELTA_TOKENS == 0:
+                    kept_at = near
+                else:
+                    end, is_last = near, False
             if not self._room.reserve(slot, end):
                 continue
             self._next_slot = slot.index + 1
-            chunks.append(PromptChunk(slot.index, request.tokens[begin:end], begin, is_last))
+            chunks.append(PromptChunk(slot.index, request.tokens[begin:end], begin, is_last, kept_at))
             if is_last:
                 owners.append((slot, request))
                 if request.is_scored and request.num_prompt == 1:
@@ -193,7 +196,7 @@ def _fastest(num_tokens: int, sizes: Sequence[int]) -> tuple[int, int]:
 
 
 def before_turn(begin: int, end: int) -> int:
-    """Where to end the chunk before a prompt's last one, from `begin` to `end`: a state is kept there.
+    """Up to where a state is kept of a prompt's last tokens, from `begin` to `end`: in a chunk, or where one ends.
 
     The next prompt of the chat mostly shares all but the last few tokens, with which the answer's turn begins; an
     answer made anew shares them all and still needs one to read.

@@ -64,9 +64,11 @@ class Layer:
     def step(self, rows: Projected, slots: list[int], columns: list[int]) -> torch.Tensor:
         return self.kernels.step(rows, self.weights, *self.memory(), torch.tensor(slots), torch.tensor(columns))
 
-    def chunk(self, rows: Projected, slot: int, begin: int, count: int) -> torch.Tensor:
-        bounds = torch.tensor([begin, count])
-        return self.kernels.chunk(rows, self.weights, *self.memory(), torch.tensor([slot]), bounds)
+    def chunk(
+        self, rows: Projected, slot: int, begin: int, count: int, kept: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        bounds, on_way = torch.tensor([begin, count]), torch.tensor(kept) if kept else None
+        return self.kernels.chunk(rows, self.weights, *self.memory(), torch.tensor([slot]), bounds, on_way)
 
 
 def make_layer(mixer: GatedDeltaNet, dtype: torch.dtype, in_blocks: bool = False) -> Layer:
@@ -240,6 +242,26 @@ def test_a_chunk_in_blocks_is_what_transformers_rule_makes_of_it(
     assert differs(layer.state[1], wanted.state[1]) < BLOCK_TOLERANCES[dtype]
     for slot in (0, 2, 3, 4):
         assert torch.equal(layer.state[slot], wanted.state[slot])
+
+
+@HALVES
+@pytest.mark.parametrize("in_blocks", [False, True], ids=["token by token", "in blocks"])
+@pytest.mark.parametrize(("begin", "count", "tokens"), [(0, 150, 128), (9, 150, 64), (7, 128, 128), (0, 64, 128)])
+def test_a_chunk_keeps_what_it_was_on_its_way(
+    begin: int, count: int, tokens: int, in_blocks: bool, dtype: torch.dtype
+) -> None:
+    """To the last bit what a chunk of so many tokens leaves; nothing where the chunk is shorter."""
+    layer = make_layer(SHAPES[0], dtype, in_blocks)
+    rows, plain, shorter = make_rows(SHAPES[0], dtype, 150), layer.copy(), layer.copy()
+    assert torch.equal(layer.chunk(rows, 1, begin, count, (3, tokens)), plain.chunk(rows, 1, begin, count))
+    kept, left = ([one.conv[row], one.state[row]] for one, row in ((layer, 3), (shorter, 1)))
+    if tokens <= count:
+        shorter.chunk(rows, 1, begin, tokens)
+        assert all(torch.equal(one, other) for one, other in zip(kept, left, strict=True))
+    else:
+        assert torch.equal(layer.state[3], plain.state[3])
+    for slot in (0, 1, 2, 4):
+        assert torch.equal(layer.state[slot], plain.state[slot]) and torch.equal(layer.conv[slot], plain.conv[slot])
 
 
 @HALVES

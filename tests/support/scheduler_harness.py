@@ -10,7 +10,7 @@ from core.engine.protocol import Event, Finished, Generate, TextChunk
 from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
-from core.memory.layer_state import num_snapshots
+from core.memory.layer_state import DELTA_TOKENS, num_snapshots
 from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.logprobs import TokenLogprobs
 from core.worker.decode.prompt_chunk import PromptChunk
@@ -95,7 +95,7 @@ class FakeSteps:
         self, num_slots: int = 3, context_tokens: int = 128, runs_ahead: bool = False, nan_at: int | None = None
     ) -> None:
         self.runs_ahead, self.num_slots, self.context_tokens = runs_ahead, num_slots, context_tokens
-        self.has_states = False
+        self.has_states = self.keeps_states = False
         self.cached: list[list[int]] = [[] for _ in range(num_slots)]
         self.num_in_flight = self.num_prefilled = self.num_copied = 0
         self._last = [0] * num_slots
@@ -128,9 +128,14 @@ class FakeSteps:
 
     def prefill_chunks(self, chunks: Sequence[PromptChunk]) -> PendingTokens | None:
         assert 0 < len(chunks) <= self.max_chunks
-        read = [self.prefill(*chunk) for chunk in chunks]
+        read = [self.prefill(*chunk[:4]) for chunk in chunks if self.begin_chunk(chunk)]
         tokens = [token for pending in read if pending is not None for token in pending.wait()]
         return FakeTokens(self, tokens) if tokens else None
+
+    def begin_chunk(self, chunk: PromptChunk) -> bool:
+        """Nothing is kept on the way: it is read in any case."""
+        assert not chunk.kept_at
+        return True
 
     def verify(self, slot: int, tokens: Sequence[int], begin: int) -> PendingTokens:
         assert len(tokens) <= self.max_verified and self.num_in_flight == 0
@@ -209,11 +214,15 @@ class FakePages(FakeSteps):
 
 
 class FakeStates(FakeSteps):
-    """The same with a recurrent state: a row has taken in a list of tokens, and is only copied, cleared or led on."""
+    """The same with a recurrent state: a row has taken in a list of tokens, and is only copied, cleared or led on.
+    keeps_states: on the way through a chunk too."""
 
-    def __init__(self, num_slots: int = 3, context_tokens: int = 512, runs_ahead: bool = False) -> None:
+    def __init__(
+        self, num_slots: int = 3, context_tokens: int = 512, runs_ahead: bool = False, keeps_states: bool = False
+    ) -> None:
         super().__init__(num_slots, context_tokens, runs_ahead)
-        self.has_states = True
+        self.has_states, self.keeps_states = True, keeps_states
+        self.num_passes = self._kept_at = 0
         num_kept = num_snapshots(num_slots)
         self.cached = [[] for _ in range(num_slots + 1 + num_kept)]
         self._history = StateHistory(num_slots, num_kept, self._copy, lambda row: self.cached[row].clear())
@@ -228,7 +237,17 @@ class FakeStates(FakeSteps):
         self._history.begin(slot, begin)
         self._history.advance(slot, len(chunk))
         assert len(self.cached[slot]) == begin
+        self.num_passes += 1
+        if self._kept_at and (row := self._history.keep(slot, self._kept_at)) is not None:
+            self.cached[row] = [*self.cached[slot], *chunk[: self._kept_at - begin]]
         return super().prefill(slot, chunk, begin, is_last)
+
+    def begin_chunk(self, chunk: PromptChunk) -> bool:
+        self._kept_at = chunk.kept_at
+        if chunk.kept_at:
+            assert self.keeps_states and (chunk.kept_at - chunk.begin) % DELTA_TOKENS == 0
+            assert chunk.begin < chunk.kept_at < chunk.begin + len(chunk.tokens)
+        return True
 
     def decode(self, slots: Sequence[int]) -> PendingTokens:
         for slot in slots:

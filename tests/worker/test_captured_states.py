@@ -29,6 +29,7 @@ from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_layers, fuse_prefill
+from core.worker.decode.prompt_chunk import PromptChunk
 from core.worker.decode.steps import EagerSteps
 from core.worker.kernels import step_ops
 from core.worker.kernels.fused_norm import FusedRmsNorm
@@ -154,6 +155,35 @@ def play(runner: WatchedRunner, steps: EagerSteps | GraphSteps) -> torch.Tensor:
     begin = steps.reusable_tokens(0, 93)
     read(0, begin, 99)
     return torch.cat(logits)
+
+
+@ALL_FAMILIES
+def test_a_prompt_goes_on_from_a_state_that_a_pass_kept_on_its_way(tmp_path: Path, config: dict[str, Any]) -> None:
+    make_family_checkpoint(tmp_path, config)
+    text = [(11 * place) % 300 + 5 for place in range(100)]
+    edited = [*text[:70], *range(20, 45)]
+    plain = WatchedRunner(load(tmp_path), 1, CONTEXT_TOKENS)
+    eager = EagerSteps(plain)
+    eager.reset_slot(0, GREEDY, 1, edited)
+    eager.prefill(0, edited, 0, True)
+    runner = WatchedRunner(load(tmp_path), 1, CONTEXT_TOKENS, num_pages=full_pages(1, CONTEXT_TOKENS))
+    steps = GraphSteps(runner, StepSizes(CONTEXT_TOKENS), PlainRecorder())
+    assert steps.keeps_states and not eager.keeps_states
+    steps.reset_slot(0, GREEDY, 1, text)
+    steps.prefill_chunks([PromptChunk(0, text, 0, True, kept_at=64)])
+    assert [steps.reusable_tokens(0, count) for count in (63, 64, 99, 100)] == [0, 64, 64, 100]
+    steps.reset_slot(0, GREEDY, 1, edited)
+    steps.prefill_chunks([PromptChunk(0, edited[64:], 64, True)])
+    got, wanted = (one.logits[-1].float() for one in (runner, plain))
+    assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
+
+
+@pytest.mark.parametrize("config", BY_TORCH.values(), ids=BY_TORCH)
+def test_states_that_torch_leads_on_are_kept_between_passes_alone(tmp_path: Path, config: dict[str, Any]) -> None:
+    make_family_checkpoint(tmp_path, config)
+    runner = WatchedRunner(load(tmp_path), 1, CONTEXT_TOKENS, num_pages=full_pages(1, CONTEXT_TOKENS))
+    steps = GraphSteps(runner, StepSizes(CHUNK_TOKENS), PlainRecorder())
+    assert steps.has_states and not steps.keeps_states
 
 
 @pytest.mark.parametrize("config", [*FAMILIES.values(), *BY_TORCH.values()], ids=[*FAMILIES, *BY_TORCH])

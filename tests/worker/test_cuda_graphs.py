@@ -302,10 +302,12 @@ def test_no_step_writes_behind_a_short_context_before_the_first_chat(
     def watch(name: str) -> None:
         whole = getattr(GraphCache, name)
 
-        def watched(cache: GraphCache, slots: torch.Tensor, middle: torch.Tensor, last: torch.Tensor) -> None:
+        def watched(
+            cache: GraphCache, slots: torch.Tensor, middle: torch.Tensor, last: torch.Tensor, *more: torch.Tensor
+        ) -> None:
             columns = middle if name == "set_targets" else last
             written.append(int(columns.max()))
-            whole(cache, slots, middle, last)
+            whole(cache, slots, middle, last, *more)
 
         monkeypatch.setattr(GraphCache, name, watched)
 

@@ -17,6 +17,7 @@ from core.engine.sampling_params import Sampling
 from core.worker.decode.delta_rule import FusedDeltaNet
 from core.worker.decode.fused_attention import FusedAttention
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
+from core.worker.decode.prompt_chunk import PromptChunk
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 from tests.support.gpu_engines import Engines
 
@@ -78,12 +79,14 @@ def test_recurrent_layers_compute_what_their_class_does(
     memory = engine.facts.memory
     assert memory is not None and 0 < memory.peak_bytes <= memory.plan.allocated
 
-    def read(slot: int, begin: int) -> None:
+    def read(slot: int, begin: int, kept_at: int = 0) -> None:
         steps.reset_slot(slot, GREEDY, 1, texts[slot])
-        texts[slot] = texts[slot] + steps.prefill(slot, texts[slot][begin:], begin, True).wait()
+        chunk = PromptChunk(slot, texts[slot][begin:], begin, True, kept_at)
+        texts[slot] = texts[slot] + steps.prefill_chunks([chunk]).wait()
 
-    for slot in range(len(texts)):
-        read(slot, 0)
+    assert steps.keeps_states
+    for slot, kept_at in enumerate((0, 64, 256)):
+        read(slot, 0, kept_at)
     first = logits_of(steps, list(range(len(texts))))
     kept = texts[2]
     # The question is another one from some place on, behind what is kept of the text.
@@ -91,8 +94,15 @@ def test_recurrent_layers_compute_what_their_class_does(
     begin = steps.reusable_tokens(2, len(kept) - 1)
     read(2, begin)
     again = logits_of(steps, [2])
+    # And now within the prompt, behind what the first pass kept on its way.
+    other, texts[2] = texts[2], [*kept[:270], 9, 8, 7]
+    begin = steps.reusable_tokens(2, 270)
+    assert begin == 256
+    read(2, begin)
+    within = logits_of(steps, [2])
     engines.restore_rotations()
-    for text, got in ((texts[0], first[0]), (texts[1], first[1]), (kept, first[2]), (texts[2], again[0])):
+    told = [*zip((texts[0], texts[1], kept), first, strict=True), (other, again[0]), (texts[2], within[0])]
+    for text, got in told:
         wanted = reference(input_ids=torch.tensor([text]), use_cache=False).logits[0]
         # The token after the prompt is the likeliest, or nearly.
         chosen = wanted[-2][text[-1]]

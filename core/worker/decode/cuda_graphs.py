@@ -27,7 +27,7 @@ from core.worker.decode.draw_rules import NO_RULES, DrawRules
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.graph_draws import GraphDraws, StepTokens
 from core.worker.decode.graph_recorder import GraphRecorder
-from core.worker.decode.graph_step import DecodeGraph, GraphStep, PrefillGraph, VerifyGraph, upload
+from core.worker.decode.graph_step import NOTHING_KEPT, DecodeGraph, GraphStep, PrefillGraph, VerifyGraph, upload
 from core.worker.decode.logprobs import TokenLogprobs
 from core.worker.decode.prompt_chunk import PromptChunk
 from core.worker.decode.steps import JoinedTokens, PendingTokens
@@ -114,6 +114,7 @@ class GraphSteps:
         if fuse:
             fuse(self.cache, self._run_decode, self._run_prefill)
         self._capture()
+        self.keeps_states = self.has_states and self.cache.keeps_states
         self.verify_steps = self._measure_verifying()
         self.state.settings.copy_(neutral_settings(self.num_slots + 1, device))
         self.state.seen.zero_()
@@ -223,10 +224,12 @@ class GraphSteps:
         return self.prefill_chunks([PromptChunk(slot, chunk, begin, is_last)])
 
     def prefill_chunks(self, chunks: Sequence[PromptChunk]) -> PendingTokens | None:
+        kept = NOTHING_KEPT
         for chunk in chunks:
-            self._model.cache.begin_prefill(chunk.slot, chunk.begin, len(chunk.tokens))
+            row = self._model.cache.begin_prefill(chunk.slot, chunk.begin, len(chunk.tokens), chunk.kept_at)
+            kept = kept if row is None else (row, chunk.kept_at - chunk.begin)
         num_tokens = sum(len(chunk.tokens) for chunk in chunks)
-        pending = next(graph for graph in self._prefill_graphs if graph.num_tokens >= num_tokens).run(chunks)
+        pending = next(graph for graph in self._prefill_graphs if graph.num_tokens >= num_tokens).run(chunks, kept)
         self._limit_chunks()
         return pending
 

@@ -66,7 +66,9 @@ class DeltaRule:
         """A chunk of one slot's text -> [tokens, value heads * value dim]."""
         conv, state = self._state.conv, self._state.state
         assert state is not None
-        return self._kernels.chunk(projected, self._weights, conv, state, cache.chunk_slot, cache.chunk_bounds)
+        return self._kernels.chunk(
+            projected, self._weights, conv, state, cache.chunk_slot, cache.chunk_bounds, cache.kept
+        )
 
 
 @dataclass(frozen=True, slots=True)

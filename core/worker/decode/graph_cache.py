@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -32,6 +32,10 @@ class AttentionSpec:
     sinks: torch.Tensor | None = None
 
 
+# Slots, columns, ends of columns; of prompts the chunks, and what is kept on the way.
+_Targets: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
 class GraphCache:
     """Handed to transformers' model classes as `past_key_values`; `attend` is the attention that they call."""
 
@@ -45,7 +49,9 @@ class GraphCache:
         self.is_one_text = False
         # By where their keys lie: models hand those of a layer on to others, which keep none of their own.
         self._pages = {keys.data_ptr(): cache.layer(index) for index, keys in cache.keys.items()}
-        self._targets: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]] = {}
+        # Of a chunk's states, what is kept on the way: DeltaKernels.chunk.
+        self.kept: torch.Tensor | None = None
+        self._targets: dict[torch.device, _Targets] = {}
         # How a pass over several GPUs goes over from one to the next.
         self.crossing: Crossing | None = None
         # By layer: what its attention was last called with; of recurrent ones, their kernels.
@@ -57,18 +63,25 @@ class GraphCache:
         the columns that each sees end.
 
         A pass over several GPUs has its targets, or chunks, on each, and sets them once it comes there."""
-        self._targets[slots.device] = slots, columns, ends, None
+        self._targets[slots.device] = slots, columns, ends, None, None
         self.use_targets_on(slots.device)
 
-    def set_chunks(self, chunks: torch.Tensor, slots: torch.Tensor, columns: torch.Tensor) -> None:
+    def set_chunks(
+        self, chunks: torch.Tensor, slots: torch.Tensor, columns: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> None:
         """The next pass has one row of tokens: the `chunks` [chunks, 4] of step_ops.place_chunks. It writes `columns`
-        [1, tokens] of `slots` [tokens]."""
-        self._targets[slots.device] = slots, columns, slots, chunks
+        [1, tokens] of `slots` [tokens]. kept [2]: of the only chunk, DeltaKernels.chunk."""
+        self._targets[slots.device] = slots, columns, slots, chunks, kept
         self.use_targets_on(slots.device)
 
     def use_targets_on(self, device: torch.device) -> None:
         """Let a layer on `device` run by itself once more, as in the last pass."""
-        self.slots, self.columns, self.ends, self._chunks = self._targets[device]
+        self.slots, self.columns, self.ends, self._chunks, self.kept = self._targets[device]
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether all recurrent layers have kernels, which keep states on the way. To be asked after a pass."""
+        return set(self._cache.states) == set(self._delta_rules)
 
     @property
     def chunk_slot(self) -> torch.Tensor:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from core.worker.decode.cuda_graphs import GraphSteps
 
 
+# No states are kept on the way.
+NOTHING_KEPT = (0, 0)
+
+
 class GraphStep(ABC):
     """A step that runs kernel by kernel until `capture`, and is replayed from then on."""
 
@@ -164,8 +168,8 @@ class PrefillGraph(GraphStep):
         super().__init__(steps)
         self.num_tokens, self.max_chunks = num_tokens, steps.max_chunks
         # By GPU, of each chunk: slot, first position, tokens, first row; then each one's last row, the slot that a
-        # token is drawn for, and that token's position; then the tokens of all.
-        size = 7 * self.max_chunks + num_tokens
+        # token is drawn for, and that token's position; then what is kept on the way; then the tokens of all.
+        size = 7 * self.max_chunks + 2 + num_tokens
         self._inputs_on = [torch.zeros(size, dtype=torch.long, device=one) for one in steps.devices]
         self._sampled = torch.zeros(self.max_chunks, dtype=torch.long, device=steps.devices[-1])
         self.load_inputs([PromptChunk(0, [0], 0, False)])
@@ -176,7 +180,7 @@ class PrefillGraph(GraphStep):
     def compute(self) -> torch.Tensor:
         steps, count = self._steps, self.max_chunks
         last_rows, slots, ends = self._inputs_on[-1][4 * count : 7 * count].view(3, count)
-        positions, tokens = self._enter(0), self._inputs_on[0][7 * count :]
+        positions, tokens = self._enter(0), self._inputs_on[0][7 * count + 2 :]
         logits = steps.run_model(tokens.unsqueeze(0), positions.unsqueeze(0), last_rows, self._enter)
         steps.sample(logits, slots, ends, self._sampled)
         return logits
@@ -184,18 +188,19 @@ class PrefillGraph(GraphStep):
     def compute_all(self, chunk: PromptChunk) -> torch.Tensor:
         """Prefill `chunk` kernel by kernel: the logits [chunk, vocabulary] after each of its tokens."""
         self.load_inputs([chunk])
-        positions, tokens = self._enter(0), self._inputs_on[0][7 * self.max_chunks :]
+        positions, tokens = self._enter(0), self._inputs_on[0][7 * self.max_chunks + 2 :]
         first = torch.arange(len(chunk.tokens), device=self._steps.devices[-1])
         return self._steps.run_model(tokens.unsqueeze(0), positions.unsqueeze(0), first, self._enter)
 
     def _enter(self, place: int) -> torch.Tensor:
         """The tokens' positions on GPU number `place`, whose layers come next."""
-        chunks = self._inputs_on[place][: 4 * self.max_chunks].view(-1, 4)
+        chunks, end = self._inputs_on[place][: 4 * self.max_chunks].view(-1, 4), 7 * self.max_chunks
         slots, positions, columns = step_ops.place_chunks(chunks, self.num_tokens, self._steps.num_slots)
-        self._steps.cache.set_chunks(chunks, slots, columns.unsqueeze(0))
+        self._steps.cache.set_chunks(chunks, slots, columns.unsqueeze(0), self._inputs_on[place][end : end + 2])
         return positions
 
-    def load_inputs(self, chunks: Sequence[PromptChunk]) -> None:
+    def load_inputs(self, chunks: Sequence[PromptChunk], kept: tuple[int, int] = NOTHING_KEPT) -> None:
+        """kept: into which row of states goes what they are after how many of the only chunk's tokens."""
         places, tokens, last_rows = list[int](), list[int](), list[int]()
         for chunk in chunks:
             places += (chunk.slot, chunk.begin, len(chunk.tokens), len(tokens))
@@ -207,15 +212,15 @@ class PrefillGraph(GraphStep):
         ends = [chunk.begin + len(chunk.tokens) for chunk in chunks]
         drawn = [*last_rows, *[0] * rest, *slots, *[self._steps.num_slots] * rest, *ends, *[0] * rest]
         for inputs in self._inputs_on:
-            upload([*places, *drawn, *tokens, *[0] * (self.num_tokens - len(tokens))], inputs)
+            upload([*places, *drawn, *kept, *tokens, *[0] * (self.num_tokens - len(tokens))], inputs)
 
-    def run(self, chunks: Sequence[PromptChunk]) -> PendingTokens | None:
+    def run(self, chunks: Sequence[PromptChunk], kept: tuple[int, int] = NOTHING_KEPT) -> PendingTokens | None:
         """The tokens that the last chunks of their prompts sample, in the order of `chunks`."""
         # Those draw from the first rows of the logits.
         ordered = sorted(chunks, key=lambda chunk: not chunk.is_last)
         slots = [chunk.slot for chunk in ordered if chunk.is_last]
         self._steps.draws.prepare(slots)
-        self.load_inputs(ordered)
+        self.load_inputs(ordered, kept)
         self.replay()
         if not slots:
             return None

@@ -39,15 +39,17 @@ class PendingTokens(Protocol):
 
 class Steps(Protocol):
     """One step of the model at a time. `runs_ahead`: a step may be enqueued before the last one's tokens are known;
-    the GPU then remembers each slot's last token. `has_states`: some layers have a recurrent state. `vocabulary`: how
-    many tokens there are. `page_tokens`: how many tokens a page of the cache holds, of which there are `num_pages`,
-    from 0 on; both are 0 where each slot has room for a whole context of its own. `max_chunks`: of how many prompts a
-    pass may read a chunk. `pass_sizes`: how many tokens of prompts passes are made for, ascending, of which one with
-    fewer takes as long; none where it takes less. `max_verified`: how many tokens of one slot `verify` takes, 0 where
-    it cannot; `verify_steps`: in the time of how many steps of one token."""
+    the GPU then remembers each slot's last token. `has_states`: some layers have a recurrent state; `keeps_states`: a
+    pass keeps them on its way too, DELTA_TOKENS or a multiple of it from its beginning. `vocabulary`: how many tokens
+    there are. `page_tokens`: how many tokens a page of the cache holds, of which there are `num_pages`, from 0 on; both
+    are 0 where each slot has room for a whole context of its own. `max_chunks`: of how many prompts a pass may read a
+    chunk. `pass_sizes`: how many tokens of prompts passes are made for, ascending, of which one with fewer takes as
+    long; none where it takes less. `max_verified`: how many tokens of one slot `verify` takes, 0 where it cannot;
+    `verify_steps`: in the time of how many steps of one token."""
 
     runs_ahead: bool
     has_states: bool
+    keeps_states: bool
     max_chunks: int
     pass_sizes: Sequence[int]
     max_verified: int
@@ -156,7 +158,7 @@ class SlotState:
 class EagerSteps:
     """Steps as plain passes over the model, each finished before the next. `fast_decode`: a faster pass, if any."""
 
-    runs_ahead = False
+    runs_ahead = keeps_states = False
     max_chunks = 1
     pass_sizes: Sequence[int] = ()
 
@@ -202,8 +204,8 @@ class EagerSteps:
         return self._sampled([slot], logits)
 
     def prefill_chunks(self, chunks: Sequence[PromptChunk]) -> PendingTokens | None:
-        (chunk,) = chunks
-        return self.prefill(*chunk)
+        ((slot, tokens, begin, is_last, _),) = chunks
+        return self.prefill(slot, tokens, begin, is_last)
 
     def score(
         self, slot: int, chunk: Sequence[int], begin: int, following: Sequence[int], num_top: int

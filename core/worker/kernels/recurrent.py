@@ -272,11 +272,13 @@ class DeltaKernels:
         state: torch.Tensor,
         slots: torch.Tensor,
         bounds: torch.Tensor,
+        kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """A chunk of one slot's text -> [tokens, value heads * value dim].
 
         bounds [2]: the first token's place in the text and how many tokens are there, at least one; what comes out for
-        the others is zeros. The rest as for `step`, with one of `slots`.
+        the others is zeros. kept [2]: into which row the layer's memory goes as it is on the way, after how many of the
+        tokens, a multiple of DELTA_TOKENS; 0 of them: into none. The rest as for `step`, with one of `slots`.
         """
         mixer, tokens = self.mixer, projected.mixed.shape[0]
         if projected.mixed.stride(0) % 2 or projected.mixed.data_ptr() % 4:
@@ -292,7 +294,8 @@ class DeltaKernels:
             grid, CHUNK_THREADS, *projected.arguments(), weights.conv, weights.a_log, weights.dt_bias, conv, slots,
             bounds, active, scalars, conv_row, *heads, tokens,
         )  # fmt: skip
-        memory = (projected.mixed, conv, state, slots, bounds, out, conv_row, state_row, projected.mixed.stride(0))
+        memory = (projected.mixed, conv, state, slots, bounds, kept, out, conv_row, state_row,
+                  projected.mixed.stride(0))  # fmt: skip
         sizes = (*projected.layout[:4], *heads, tokens)
         if self._blocks is None:
             columns = -(-mixer.value_dim // SCAN_COLUMNS)

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import rms_norm, silu, softplus
 
 from core.checkpoint.recurrent import GatedDeltaNet
+from core.memory.layer_state import DELTA_TOKENS
 from core.worker.kernels.delta_rule import causal_conv, delta_chunk, unit_length
 from core.worker.kernels.recurrent import COPIED_HALVES, DeltaKernels, DeltaWeights, Projected
 
@@ -44,18 +45,19 @@ def check_delta_kernels(kernels: DeltaKernels, dtype: torch.dtype, device: torch
     conv_weight, norm = made(mixer.channels, mixer.conv_width).to(dtype) * 0.5, made(mixer.value_dim).to(dtype)
     weights = DeltaWeights(conv_weight, made(heads), made(heads), norm, EPS)
     # What an earlier text left there counts for nothing.
-    conv = torch.full((1, mixer.channels, mixer.conv_width - 1), torch.nan, dtype=dtype, device=device)
-    state = torch.full((1, heads, mixer.key_dim, mixer.value_dim), torch.nan, device=device)
+    conv = torch.full((2, mixer.channels, mixer.conv_width - 1), torch.nan, dtype=dtype, device=device)
+    state = torch.full((2, heads, mixer.key_dim, mixer.value_dim), torch.nan, device=device)
     slot, bounds = torch.zeros(1, dtype=torch.long, device=device), torch.tensor([0, NUM_TOKENS], device=device)
-    rows = Projected.side_by_side(mixer, *parts)
-    chunk = kernels.chunk(rows, weights, conv, state, slot, bounds)[:NUM_TOKENS]
+    rows, on_way = Projected.side_by_side(mixer, *parts), torch.tensor([1, DELTA_TOKENS], device=device)
+    chunk = kernels.chunk(rows, weights, conv, state, slot, bounds, on_way)[:NUM_TOKENS]
     last = Projected.side_by_side(mixer, *(part[NUM_TOKENS:] for part in parts))
     wanted, wanted_state = run_rule(mixer, weights, *parts)
-    differences = [far(chunk, wanted[:NUM_TOKENS])]
+    _, state_on_way = run_rule(mixer, weights, *(part[:DELTA_TOKENS] for part in parts))
+    differences = [far(chunk, wanted[:NUM_TOKENS]), far(state[1:], state_on_way)]
     for way in kernels.ways:
         memory = conv.clone(), state.clone()
         token = kernels.step(last, weights, *memory, slot, slot + NUM_TOKENS, reads_ahead=way)
-        of_way = [far(token, wanted[NUM_TOKENS:]), far(memory[1], wanted_state)]
+        of_way = [far(token, wanted[NUM_TOKENS:]), far(memory[1][:1], wanted_state)]
         if way and not all(one <= TOLERANCES[dtype] for one in of_way):
             log.warning("a step that reads states ahead is off by %.2g and %.2g, and not taken", *of_way)
             kernels.stop_reading_ahead()

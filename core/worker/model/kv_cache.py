@@ -111,12 +111,16 @@ class SlotCache:
             [one[target, :, :num_tokens] for one in rows], [one[source, :, :num_tokens] for one in rows]
         )
 
-    def begin_prefill(self, slot: int, begin: int, num_tokens: int) -> None:
+    def begin_prefill(self, slot: int, begin: int, num_tokens: int, kept_at: int = 0) -> int | None:
         """The next pass takes in the slot's `num_tokens` tokens from `begin` on, which is 0, where the last pass ended,
-        or what `reusable_tokens` named."""
-        if self.states:
-            self._history.begin(slot, begin)
-            self._history.advance(slot, num_tokens)
+        or what `reusable_tokens` named. kept_at: a position behind `begin` up to which the pass keeps states on its
+        way, in the row that this gives; without a row it keeps none."""
+        if not self.states:
+            return None
+        self._history.begin(slot, begin)
+        row = self._history.keep(slot, kept_at) if kept_at else None
+        self._history.advance(slot, num_tokens)
+        return row
 
     def clear_states(self) -> None:
         """Set all recurrent states to zero. For the time before the first request: what was kept of chats is lost."""

@@ -50,6 +50,14 @@ class StateHistory:
             self._copy_row(slot, row)
             kept[position] = row
 
+    def keep(self, slot: int, position: int) -> int | None:
+        """A row for the states of the slot after `position` tokens, which come before what it takes in next: whoever
+        asks leads the states on and leaves them there on the way. None where there is no row."""
+        row = self._take_row(position)
+        if row is not None:
+            self._snapshots[slot][position] = row
+        return row
+
     def advance(self, slot: int, num_tokens: int) -> None:
         """The slot's states take in `num_tokens` more."""
         self._positions[slot] += num_tokens

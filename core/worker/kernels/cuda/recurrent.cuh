@@ -91,6 +91,14 @@ __device__ __forceinline__ void store_four(float* to, float a, float b, float c,
             values_step, gates_step, scalars_step                                                                   \
     }
 
+// What of a chunk is kept on the way, beside what is left after all of it: in which row, and after how many tokens, at
+// least MEMORY; 0 for nothing. kept [2] may be null.
+struct OnWay {
+    i64 row;
+    int tokens;
+    __device__ __forceinline__ OnWay(const i64* kept) : row(kept ? kept[0] : 0), tokens(kept ? (int)kept[1] : 0) {}
+};
+
 // The convolution's last inputs after a chunk of `count` tokens: of the head's values, and of its query and key by the
 // first of the value heads that share them.
 __device__ __forceinline__ void keep_last_inputs(const Projected& from, const Heads& heads, int head, int count,

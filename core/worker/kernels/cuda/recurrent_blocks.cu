@@ -204,8 +204,9 @@ __device__ __forceinline__ void each_pair(State& kept, What what) {
 // value head's state, which a warp keeps in registers, 16 rows of it at a time.
 extern "C" __global__ void __launch_bounds__(BLOCK_WARPS * 32, 1)
     delta_blocks(const u16* active, const float* scalars, const u16* pairs, const u16* mixed, u16* conv, float* state,
-                 const i64* slots, const i64* bounds, u16* answers, i64 conv_row, i64 state_row, int mixed_row,
-                 int head_step, int keys, int values, int values_step, int key_heads, int value_heads, int tokens) {
+                 const i64* slots, const i64* bounds, const i64* kept_on_way, u16* answers, i64 conv_row, i64 state_row,
+                 int mixed_row, int head_step, int keys, int values, int values_step, int key_heads, int value_heads,
+                 int tokens) {
     extern __shared__ uint4 shared[];
     Blocks& room = *(Blocks*)shared;
     const Heads heads = {key_heads, value_heads};
@@ -218,6 +219,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK_WARPS * 32, 1)
     const int count = min((int)bounds[1], tokens);
     const bool is_first = bounds[0] == 0;
     if (count <= 0) return;
+    const OnWay on_way(kept_on_way);
+    u16* const conv_on_way = conv + on_way.row * conv_row;
+    float* const state_on_way = state + on_way.row * state_row + (i64)head * DK * DV + first;
     conv += slots[0] * conv_row, state += slots[0] * state_row + (i64)head * DK * DV + first;
     scalars += (i64)head * tokens * 4, pairs += (i64)head * ((tokens + BLOCK - 1) / BLOCK) * 2 * BLOCK * BLOCK;
     answers += head * DV + first;
@@ -241,6 +245,11 @@ extern "C" __global__ void __launch_bounds__(BLOCK_WARPS * 32, 1)
         const float2 found = is_there ? *(const float2*)(state + (i64)row * DV + column) : make_float2(0.0f, 0.0f);
         two[0] = found.x, two[1] = found.y;
     });
+    auto store = [&](float* to) {
+        each_pair(kept, [&](float* two, int row, int column) {
+            if (first + column < DV) *(float2*)(to + (i64)row * DV + column) = make_float2(two[0], two[1]);
+        });
+    };
     int at = 0;
 #pragma unroll 1
     for (int base = 0; base < count; base += BLOCK) {
@@ -353,12 +362,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK_WARPS * 32, 1)
             __syncthreads();
             if (base + BLOCK < count) load(room.stages[0], base + BLOCK);
         }
+        if (base + BLOCK == on_way.tokens) store(state_on_way);
     }
-    each_pair(kept, [&](float* two, int row, int column) {
-        if (first + column < DV) *(float2*)(state + (i64)row * DV + column) = make_float2(two[0], two[1]);
-    });
+    store(state);
     if (blockIdx.x == 0) {
         const Projected from = {mixed, nullptr, nullptr, nullptr, mixed_row, 0, 0, 0, head_step, keys, values, values_step};
+        if (on_way.tokens && on_way.tokens <= count) keep_last_inputs(from, heads, head, on_way.tokens, is_first, conv_on_way);
         keep_last_inputs(from, heads, head, count, is_first, conv);
     }
 }

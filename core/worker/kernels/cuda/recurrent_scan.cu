@@ -9,8 +9,8 @@
 // sums' order does not depend on where a chunk begins, so neither do the results.
 extern "C" __global__ void __launch_bounds__(128)
     delta_scan(const u16* active, const float* scalars, const u16* mixed, u16* conv, float* state, const i64* slots,
-               const i64* bounds, u16* answers, i64 conv_row, i64 state_row, int mixed_row, int head_step, int keys,
-               int values, int values_step, int key_heads, int value_heads, int tokens) {
+               const i64* bounds, const i64* kept_on_way, u16* answers, i64 conv_row, i64 state_row, int mixed_row,
+               int head_step, int keys, int values, int values_step, int key_heads, int value_heads, int tokens) {
     __shared__ float now_keys[SCAN_TOKENS][DK], now_queries[SCAN_TOKENS][DK], now_values[SCAN_TOKENS][SCAN_COLUMNS];
     // Of each token: the decay, how strongly a value replaces, what is stored under the key times what, the query times what.
     __shared__ float numbers[SCAN_TOKENS][4], now_matches[SCAN_TOKENS];
@@ -24,6 +24,9 @@ extern "C" __global__ void __launch_bounds__(128)
     const int count = min((int)bounds[1], tokens);
     const bool is_first = bounds[0] == 0, is_there = column < DV;
     if (count <= 0) return;
+    const OnWay on_way(kept_on_way);
+    u16* const conv_on_way = conv + on_way.row * conv_row;
+    float* const state_on_way = state + on_way.row * state_row + (i64)head * DK * DV + column;
     conv += slots[0] * conv_row, state += slots[0] * state_row + (i64)head * DK * DV + column;
     scalars += (i64)head * tokens * 4;
     float kept[FOURS][4][2] = {};
@@ -36,6 +39,15 @@ extern "C" __global__ void __launch_bounds__(128)
             const float2 two = *(const float2*)(state + (i64)at * DV);
             kept[f][i][0] = two.x, kept[f][i][1] = two.y;
         }
+    auto store = [&](float* to) {
+#pragma unroll
+        for (int f = 0; f < FOURS; f++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int at = f * 32 + part * 4 + i;
+                if (at < DK && is_there) *(float2*)(to + (i64)at * DV) = make_float2(kept[f][i][0], kept[f][i][1]);
+            }
+    };
     for (int base = 0; base < count; base += SCAN_TOKENS) {
         const int most = min(SCAN_TOKENS, count - base);
         for (int at = tid; at < most * DK; at += 128) {
@@ -107,18 +119,14 @@ extern "C" __global__ void __launch_bounds__(128)
             }
             if (part == 0 && is_there)
                 *(u32*)(answers + ((i64)(base + token) * value_heads + head) * DV + column) = pack(answer[0], answer[1]);
+            if (base + token + 1 == on_way.tokens) store(state_on_way);
         }
         __syncthreads();
     }
-#pragma unroll
-    for (int f = 0; f < FOURS; f++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int at = f * 32 + part * 4 + i;
-            if (at < DK && is_there) *(float2*)(state + (i64)at * DV) = make_float2(kept[f][i][0], kept[f][i][1]);
-        }
+    store(state);
     if (blockIdx.x == 0) {
         const Projected from = {mixed, nullptr, nullptr, nullptr, mixed_row, 0, 0, 0, head_step, keys, values, values_step};
+        if (on_way.tokens && on_way.tokens <= count) keep_last_inputs(from, heads, head, on_way.tokens, is_first, conv_on_way);
         keep_last_inputs(from, heads, head, count, is_first, conv);
     }
 }
