@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.checkpoint.recurrent import Mamba2, ShortConv
 from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.registry import able_kernels
@@ -54,8 +55,10 @@ def load_ways(
 
 
 def large_sizes(shape: ModelShape, num_tokens: int) -> list[StepSizes]:
-    """Of passes over more tokens of prompts, the fastest first."""
-    sizes = EXPERT_CHUNK_TOKENS if shape.has_experts else LARGE_CHUNK_TOKENS
+    """Of passes over more tokens of prompts, the fastest first. A recurrent layer without kernels of its own takes many
+    operations a block of tokens, and gains nothing."""
+    by_torch = any(isinstance(layer.recurrent, Mamba2 | ShortConv) for layer, _ in shape.layers)
+    sizes = EXPERT_CHUNK_TOKENS if shape.has_experts else () if by_torch else LARGE_CHUNK_TOKENS
     return [StepSizes(size) for size in sizes if size <= num_tokens]
 
 

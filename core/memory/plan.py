@@ -249,9 +249,10 @@ def context_bytes(capability: tuple[int, int]) -> int:
 def pool_bytes(activations: int, captured: bool) -> int:
     """What lies beside a step's own activations.
 
-    The pool of the captured steps: their activations a second time, because what the same steps took when they ran
-    kernel by kernel before stays in the allocator's other segments, and two segments of its own. Without graphs, what
-    steps of many sizes leave unused between them: up to 33 MiB on an H200 (the ladder's cases of 2026-11-30).
+    The pool of the captured steps: their activations a second time, for what lies between others and is used by none,
+    and for the room of a prompt's experts, which stays while the other layers run; and two segments of its own.
+    Without graphs, what steps of many sizes leave unused between them: up to 33 MiB on an H200 (the ladder's cases of
+    2026-11-30).
     """
     if not captured:
         return 2 * SEGMENT_BYTES + SMALL_SEGMENT_BYTES

@@ -26,7 +26,7 @@ from core.engine.protocol import Load, ModelFacts
 from core.memory.adapter_room import adaptable_matrices
 from core.memory.load_plan import LoadPlan
 from core.memory.pages import pages_of
-from core.memory.step_sizes import StepSizes, smaller_sizes
+from core.memory.step_sizes import GPU_CHUNK_TOKENS, StepSizes, smaller_sizes
 from core.tokenizer.read import read_tokenizer
 from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.cpu_decode import make_fast_decode
@@ -90,7 +90,8 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
         check_numbers(runner, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
         steps = make_steps(runner, model, plan)
-        chunk_tokens = max(steps.pass_sizes, default=plan.sizes.chunk_tokens)
+        # Plain passes hold more at once than those that larger ones are planned for.
+        chunk_tokens = max(steps.pass_sizes, default=min(plan.sizes.chunk_tokens, GPU_CHUNK_TOKENS))
         warm_up(steps, chunk_tokens, checkpoint.name)
         warm_up_verifying(steps, checkpoint.name)
         warm_up_sampling(steps, tokenizer, chunk_tokens)

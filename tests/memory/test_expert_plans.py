@@ -10,6 +10,7 @@ import pytest
 from core.checkpoint.checkpoint import Checkpoint, SettledTensors
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.layers import DenseMlp, Experts
+from core.checkpoint.recurrent import ShortConv
 from core.memory import load_ways
 from core.memory.cpu_fit import check_cpu_fit
 from core.memory.device_memory import DeviceMemory
@@ -55,6 +56,8 @@ def test_long_prompts_are_read_in_larger_passes_where_there_is_room(qwen: Checkp
     assert [one.chunk_tokens for one in load_ways.large_sizes(experts, 4096)] == [4096, 2048, 1024]
     assert [one.chunk_tokens for one in load_ways.large_sizes(experts, 1500)] == [1024]
     assert [one.chunk_tokens for one in load_ways.large_sizes(recurrent, 4096)] == [2048, 1024]
+    conv = replace(recurrent.layers[0][0], mixer=ShortConv(64, 3))
+    assert load_ways.large_sizes(replace(recurrent, layers=(*recurrent.layers, (conv, 1))), 4096) == []
     both = replace(experts, layers=(*experts.layers, *recurrent.layers))
     assert len(load_ways.large_sizes(both, 4096)) == 3
     dense = replace(experts, layers=tuple((replace(layer, mlp=DENSE), count) for layer, count in experts.layers))

@@ -349,6 +349,8 @@ extern "C" bool launch(void (*kernel)(void**), const u32* size, int num_threads,
             }
         }
     }
-    if (used > KEPT_FIBERS) fibers.resize(KEPT_FIBERS);
+    // Those that wait stand in the middle of the kernel.
+    if (left) fibers.clear();
+    if (used > KEPT_FIBERS && !left) fibers.resize(KEPT_FIBERS);
     return left == 0;
 }

@@ -109,6 +109,24 @@ def test_many_chats_take_the_products_of_prompts(
         assert (got[slot].float() - logits).abs().max() < TOLERANCE * logits.std()
 
 
+def test_gate_and_up_and_down_may_each_have_a_product_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one is in 4 bit and the other in 8: both went through the kernels for few rows."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    reference = make_recurrent(tmp_path / "model", is_quantized=False)
+    wanted = reference(torch.tensor([[3]])).logits[0, -1]
+    _, run, layers = open_fused(tmp_path / "model", monkeypatch, MIN_STEP_ROWS)
+    for layer in layers:
+        down = layer._mlp._matrices.down
+        down.prefill_backend = FusedDequantGemm(*down.prefill_backend._kind)
+        assert layer._mlp.can_prefill()
+    counted = counts_of(FusedDequantGemm, "multiply_swizzled", monkeypatch)
+    got = run.decode_many(MIN_STEP_ROWS)
+    assert len(counted) == 2 * 2
+    assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
+
+
 @pytest.mark.parametrize("is_quantized", [True, False], ids=["4 bit", "16 bit"])
 def test_a_token_is_decoded_by_a_fused_recurrent_layer(
     tmp_path: Path, is_quantized: bool, monkeypatch: pytest.MonkeyPatch

@@ -13,11 +13,11 @@ from core.worker.decode.layer_parts import (
     Packed,
     faster_gemm,
     find_normed,
+    gemm_of,
     multiply_normed,
     multiply_packed,
     packed_of,
     prefill_normed,
-    shared_gemm,
 )
 from core.worker.kernels.packed_prefill import FusedDequantGemm
 from core.worker.kernels.packed_small_batch import PackedLinear
@@ -54,12 +54,12 @@ class FusedDenseMlp:
         self._matrices = matrices
 
     def can_prefill(self) -> bool:
-        return shared_gemm(self._matrices.down, self._matrices.gate_up) is not None
+        return gemm_of(self._matrices.down) is not None and gemm_of(self._matrices.gate_up) is not None
 
     def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         matrices, down = self._matrices, packed_of(self._matrices.down)
         assert down is not None
-        if (gemm := faster_gemm(matrices.gate_up, hidden)) and faster_gemm(matrices.down, hidden) is gemm:
+        if faster_gemm(matrices.gate_up, hidden) and faster_gemm(matrices.down, hidden):
             return self.prefill(hidden, arguments)
         gated = multiply_normed(
             matrices.gate_up, hidden, matrices.norm, "swiglu", inverse_permutation=down.inverse_permutation
@@ -68,15 +68,16 @@ class FusedDenseMlp:
 
     def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         down = self._matrices.down
-        assert isinstance(down, PackedLinear)
-        gemm = down.prefill_backend
-        assert isinstance(gemm, FusedDequantGemm)
+        # The two may be quantized in two ways, each with a product of its own: rows lie alike for both.
+        gemm = gemm_of(down)
+        assert isinstance(down, PackedLinear) and gemm is not None
         # A function of its own, so that its buffers are freed when it returns, as the memory plan counts them.
         gated = self._prefill_gated(gemm, hidden)
         return gemm.multiply_swizzled(down.matrix, gated, hidden.shape[0], down.bias, hidden)
 
     def _prefill_gated(self, gemm: FusedDequantGemm, hidden: torch.Tensor) -> torch.Tensor:
         gate_up, down = self._matrices.gate_up, self._matrices.down
-        assert isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear)
-        both = prefill_normed(gemm, gate_up, hidden, self._matrices.norm)
+        own_gemm = gemm_of(gate_up)
+        assert isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear) and own_gemm is not None
+        both = prefill_normed(own_gemm, gate_up, hidden, self._matrices.norm)
         return gemm.swiglu_rows(down.matrix, both, down.inverse_permutation)

@@ -156,12 +156,15 @@ def are_many(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
     return bool(weight.numel() >= least)
 
 
+def gemm_of(module: nn.Module) -> FusedDequantGemm | None:
+    """What multiplies many rows with a quantized matrix without adapters from its codes; None where nothing does."""
+    backend = module.prefill_backend if isinstance(module, PackedLinear) else None
+    return backend if isinstance(backend, FusedDequantGemm) else None
+
+
 def faster_gemm(module: nn.Module, hidden: torch.Tensor) -> FusedDequantGemm | None:
-    """What multiplies the rows [rows, size] of a step faster with a quantized matrix without adapters than its kernels
-    for few rows; None where nothing does."""
-    if not isinstance(module, PackedLinear) or not isinstance(module.prefill_backend, FusedDequantGemm):
-        return None
-    return module.prefill_backend if hidden.shape[0] >= MIN_STEP_ROWS else None
+    """The same, where it multiplies the rows [rows, size] of a step faster than the kernels for few rows."""
+    return gemm_of(module) if hidden.shape[0] >= MIN_STEP_ROWS else None
 
 
 def shared_gemm(*linears: Packed) -> FusedDequantGemm | None:

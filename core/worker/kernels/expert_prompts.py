@@ -33,7 +33,11 @@ def shared_bytes(tile_rows: int, format: CodeFormat) -> int:
 
 
 def is_capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and bool(torch.cuda.is_current_stream_capturing())
+    """Of several GPUs another one may be the current one."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_current_stream_capturing())
 
 
 class SharedRoom:

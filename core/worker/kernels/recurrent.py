@@ -227,7 +227,7 @@ class DeltaKernels:
 
     @property
     def ways(self) -> tuple[bool, ...]:
-        """Whether a step's thread blocks read the next head's state ahead: of many rows, where there is room."""
+        """Whether a step's thread blocks read what the next head needs ahead: of many rows, where there is room."""
         return (False, True) if self._step_many else (False,)
 
     def step(
@@ -242,7 +242,7 @@ class DeltaKernels:
         reads_ahead: bool | None = None,
     ) -> torch.Tensor:
         """One new token a row -> [rows, value heads * value dim], each value where `inverse_permutation` says.
-        reads_ahead: one of `ways`; None: the faster one.
+        reads_ahead: one of `ways`; None: the faster one. Nothing is read ahead that copies do not take.
 
         conv [.., channels, conv width - 1] and state [.., value heads, key dim, value dim] float32: the layer's memory,
         changed in place where `slots` [rows] says. columns [rows]: the token's place in its slot's text; at 0 the

@@ -59,7 +59,7 @@ def check_delta_kernels(kernels: DeltaKernels, dtype: torch.dtype, device: torch
         token = kernels.step(last, weights, *memory, slot, slot + NUM_TOKENS, reads_ahead=way)
         of_way = [far(token, wanted[NUM_TOKENS:]), far(memory[1][:1], wanted_state)]
         if way and not all(one <= TOLERANCES[dtype] for one in of_way):
-            log.warning("a step that reads states ahead is off by %.2g and %.2g, and not taken", *of_way)
+            log.warning("a step that reads heads ahead is off by %.2g and %.2g, and not taken", *of_way)
             kernels.stop_reading_ahead()
         else:
             differences += of_way

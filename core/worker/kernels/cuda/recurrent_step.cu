@@ -37,8 +37,8 @@ __device__ __forceinline__ u16 one_of(u32 two, const u16* from) { return (u16)(t
 // readers [rows][key heads]: zeros, and zeros again afterwards. out [rows][value heads * DV], each value where
 // `inverse_permutation` says, if given.
 // A thread keeps four columns of some of the state's rows, which it reads before the token's numbers are there. Of many
-// rows (MANY) a block takes one head after the other, and asks for the next one's state while it computes: `ahead`
-// [ROWS_EACH][STEP_THREADS], of which each thread reads what it asked for itself.
+// rows (MANY) a block takes one head after the other, and asks for all that the next one needs while it computes: `ahead`
+// [ROWS_EACH][STEP_THREADS] of the state, of which each thread reads what it asked for itself; behind it HeadInputs.
 template <bool MANY>
 __device__ __forceinline__ void step_heads(
     const u16* mixed, const u16* gates, const u16* betas, const u16* decays, int mixed_row, int gates_row, int betas_row,
