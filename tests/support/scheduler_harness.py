@@ -97,7 +97,7 @@ class FakeSteps:
         self.runs_ahead, self.num_slots, self.context_tokens = runs_ahead, num_slots, context_tokens
         self.has_states = self.keeps_states = False
         self.cached: list[list[int]] = [[] for _ in range(num_slots)]
-        self.num_in_flight = self.num_prefilled = self.num_copied = 0
+        self.num_in_flight = self.num_prefilled = self.num_copied = self._kept_at = 0
         self._last = [0] * num_slots
         self._nan_at = nan_at
 
@@ -133,8 +133,11 @@ class FakeSteps:
         return FakeTokens(self, tokens) if tokens else None
 
     def begin_chunk(self, chunk: PromptChunk) -> bool:
-        """Nothing is kept on the way: it is read in any case."""
-        assert not chunk.kept_at
+        """Note what is kept on the way; it is read in any case."""
+        self._kept_at = chunk.kept_at
+        if chunk.kept_at:
+            assert self.keeps_states and (chunk.kept_at - chunk.begin) % DELTA_TOKENS == 0
+            assert chunk.begin < chunk.kept_at < chunk.begin + len(chunk.tokens)
         return True
 
     def verify(self, slot: int, tokens: Sequence[int], begin: int) -> PendingTokens:
@@ -222,7 +225,7 @@ class FakeStates(FakeSteps):
     ) -> None:
         super().__init__(num_slots, context_tokens, runs_ahead)
         self.has_states, self.keeps_states = True, keeps_states
-        self.num_passes = self._kept_at = 0
+        self.num_passes = 0
         num_kept = num_snapshots(num_slots)
         self.cached = [[] for _ in range(num_slots + 1 + num_kept)]
         self._history = StateHistory(num_slots, num_kept, self._copy, lambda row: self.cached[row].clear())
@@ -242,13 +245,6 @@ class FakeStates(FakeSteps):
             self.cached[row] = [*self.cached[slot], *chunk[: self._kept_at - begin]]
         return super().prefill(slot, chunk, begin, is_last)
 
-    def begin_chunk(self, chunk: PromptChunk) -> bool:
-        self._kept_at = chunk.kept_at
-        if chunk.kept_at:
-            assert self.keeps_states and (chunk.kept_at - chunk.begin) % DELTA_TOKENS == 0
-            assert chunk.begin < chunk.kept_at < chunk.begin + len(chunk.tokens)
-        return True
-
     def decode(self, slots: Sequence[int]) -> PendingTokens:
         for slot in slots:
             self._history.advance(slot, 1)
@@ -259,10 +255,15 @@ class FakePagedStates(FakePages):
     """Pages and a recurrent state, which must have taken in what the pages hold."""
 
     def __init__(
-        self, num_slots: int = 3, context_tokens: int = 512, page_tokens: int = 16, num_pages: int = 0
+        self,
+        num_slots: int = 3,
+        context_tokens: int = 512,
+        page_tokens: int = 16,
+        num_pages: int = 0,
+        keeps_states: bool = False,
     ) -> None:
         super().__init__(num_slots, context_tokens, page_tokens=page_tokens, num_pages=num_pages)
-        self.has_states = True
+        self.has_states, self.keeps_states = True, keeps_states
         num_kept = num_snapshots(num_slots)
         self.states: list[list[int]] = [[] for _ in range(num_slots + 1 + num_kept)]
         self._history = StateHistory(num_slots, num_kept, self._copy_state, lambda row: self.states[row].clear())
@@ -277,6 +278,8 @@ class FakePagedStates(FakePages):
         self._history.begin(slot, begin)
         self._history.advance(slot, len(chunk))
         assert len(self.states[slot]) == begin
+        if self._kept_at and (row := self._history.keep(slot, self._kept_at)) is not None:
+            self.states[row] = [*self.states[slot], *chunk[: self._kept_at - begin]]
         self.states[slot] += chunk
         return super().prefill(slot, chunk, begin, is_last)
 

@@ -257,10 +257,11 @@ def test_recurrent_states_go_on_from_where_pages_and_a_state_are_both_kept(
     """Between a request's admission and its first chunk another one may take the snapshot that it was to go on from:
     its states then began empty in the middle of a text."""
     chance = random.Random(seed)
-    steps: FakeSteps = FakeStates(2, 256)
+    keeps_states = chance.choice([False, True])
+    steps: FakeSteps = FakeStates(2, 256, keeps_states=keeps_states)
     if page_tokens:
-        steps = FakePagedStates(2, 256, page_tokens, 256 // page_tokens + extra)
-    harness = SchedulerHarness(steps, tokenizer, chunk=chance.choice([8, 64]))
+        steps = FakePagedStates(2, 256, page_tokens, 256 // page_tokens + extra, keeps_states)
+    harness = SchedulerHarness(steps, tokenizer, chunk=chance.choice([8, 64, 256]))
     texts: list[tuple[int, ...]] = [SYSTEM, (*SYSTEM, *range(150, 230)), (9,)]
     for request in range(8):
         prompt = (*chance.choice(texts), *(chance.randrange(40, 44) for _ in range(chance.randrange(1, 9))))
