@@ -77,16 +77,18 @@ KINDS = [
 ]
 
 
-def make_matrix(format: CodeFormat, dtype: torch.dtype) -> tuple[PackedMatrix, torch.Tensor]:
+def make_matrix(
+    format: CodeFormat, dtype: torch.dtype, inputs: int = INPUTS, outputs: int = OUTPUTS
+) -> tuple[PackedMatrix, torch.Tensor]:
     """A matrix in act-order, and dequantized in the order of the model's inputs, [inputs, outputs]."""
     random = torch.Generator().manual_seed(2)
-    group_size = INPUTS if format.group_size < 0 else format.group_size
-    codes = torch.randint(0, 2**format.bits, (INPUTS, OUTPUTS), generator=random)
-    zeros = torch.full((INPUTS // group_size, OUTPUTS), 2 ** (format.bits - 1))
+    group_size = inputs if format.group_size < 0 else format.group_size
+    codes = torch.randint(0, 2**format.bits, (inputs, outputs), generator=random)
+    zeros = torch.full((inputs // group_size, outputs), 2 ** (format.bits - 1))
     if format.has_zeros:
         zeros = torch.randint(0, 2**format.bits + 1, zeros.shape, generator=random)
     scales = ((torch.rand(zeros.shape, generator=random) + 0.5) / 2**format.bits).to(dtype)
-    permutation = torch.randperm(INPUTS, generator=random).int()
+    permutation = torch.randperm(inputs, generator=random).int()
     tiled_zeros = tile_scales(zeros, dtype) if format.has_zeros else None
     matrix = PackedMatrix(pack_codes(codes, format.bits), tile_scales(scales, dtype), tiled_zeros, permutation)
     dense = (codes - zeros.repeat_interleave(group_size, 0)) * scales.float().repeat_interleave(group_size, 0)
@@ -194,6 +196,27 @@ def test_many_rows_are_multiplied_from_codes(format: CodeFormat, dtype: torch.dt
         gemm.multiply_swizzled(matrix, gemm.permute_rows(matrix, x), rows, bias, out=wide[:, 8 : 8 + OUTPUTS])
         assert torch.equal(wide[:, 8 : 8 + OUTPUTS], product)
         assert not wide[:, :8].any() and not wide[:, 8 + OUTPUTS :].any()
+
+
+@pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)
+def test_gate_and_up_of_many_rows_become_the_rows_of_down(format: CodeFormat, dtype: torch.dtype) -> None:
+    """In one product, by each tile that may be chosen; the last one's tiles of gate and up are not whole."""
+    size, random = 320 if format.group_size == 32 else 384, torch.Generator().manual_seed(7)
+    (gate_up, dense), (down, dense_down) = (
+        make_matrix(format, dtype, *shape) for shape in ((INPUTS, 2 * size), (size, OUTPUTS))
+    )
+    gemm, bias = FusedDequantGemm(dtype, format, CPU), torch.randn(2 * size, generator=random).to(dtype)
+    assert down.permutation is not None
+    inverse = invert_permutation(down.permutation)
+    for rows in (20, 40, 70, 130):
+        x = torch.randn((rows, INPUTS), generator=random).to(dtype)
+        normed = gemm.permute_rows(gate_up, x)
+        gate, up = (x.float() @ dense + bias.float()).to(dtype).float().chunk(2, -1)
+        gated = (torch.nn.functional.silu(gate).to(dtype).float() * up).to(dtype)
+        for tile in gemm.tiles(rows):
+            got = gemm.multiply_gated(gate_up, normed, rows, bias, inverse, tile)
+            product = gemm.multiply_swizzled(down, got, rows, None)
+            assert far(product, gated.float() @ dense_down) < TOLERANCES[dtype] * 8
 
 
 @pytest.mark.parametrize("most_blocks", [1, 3])

@@ -101,7 +101,7 @@ def test_many_chats_take_the_products_of_prompts(
     slots = (0, 1, num_slots - 1)
     wanted = [reference(torch.tensor([[slot + 3]])).logits[0, -1] for slot in slots]
     _, run, _ = open_fused(tmp_path / "model", monkeypatch, num_slots)
-    counted = counts_of(FusedDequantGemm, "multiply_swizzled", monkeypatch)
+    counted = counts_of(FusedDequantGemm, "_run", monkeypatch)
     got = run.decode_many(num_slots)
     # Of the MLP gate and up, and down; and before and after the mixer.
     assert len(counted) == 2 * (4 if is_quantized else 2)
@@ -121,7 +121,7 @@ def test_gate_and_up_and_down_may_each_have_a_product_of_their_own(
         down = layer._mlp._matrices.down
         down.prefill_backend = FusedDequantGemm(*down.prefill_backend._kind)
         assert layer._mlp.can_prefill()
-    counted = counts_of(FusedDequantGemm, "multiply_swizzled", monkeypatch)
+    counted = counts_of(FusedDequantGemm, "_run", monkeypatch)
     got = run.decode_many(MIN_STEP_ROWS)
     assert len(counted) == 2 * 2
     assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()

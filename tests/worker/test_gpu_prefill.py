@@ -67,21 +67,22 @@ def test_rmsnorm_swiglu_and_residual_are_fused_right(
     dtype: torch.dtype, format: CodeFormat, has_permutation: bool, rows: int
 ) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
-    matrix = make_matrix(1024, 4112, dtype, format, has_permutation, random)
+    matrix, gate_up = (make_matrix(1024, size, dtype, format, has_permutation, random) for size in (4112, 2048))
     inverse_permutation = None if matrix.permutation is None else invert_permutation(matrix.permutation)
     gemm = FusedDequantGemm(dtype, format, DEVICE)
-    x, weight, both, added = (
-        torch.randn(shape, device=DEVICE, generator=random).to(dtype)
-        for shape in ((rows, 1024), (1024,), (rows, 2048), (rows, 4112))
+    x, weight, added = (
+        torch.randn(shape, device=DEVICE, generator=random).to(dtype) for shape in ((rows, 1024), (1024,), (rows, 4112))
     )
     normed = torch.nn.functional.rms_norm(x, (1024,), weight, 1e-5)
     swizzled = gemm.rmsnorm_rows(matrix, x, FusedRmsNorm(weight, inverse_permutation, 1e-5))
     wanted = gemm.multiply(matrix, normed, None)
     assert far(gemm.multiply_swizzled(matrix, swizzled, rows, None), wanted.float()) < 2 * TOLERANCES[dtype]
-    gate, up = both.chunk(2, -1)
+    gate, up = gemm.multiply(gate_up, x, None).chunk(2, -1)
     wanted = gemm.multiply(matrix, torch.nn.functional.silu(gate) * up, None) + added
-    got = gemm.multiply_swizzled(matrix, gemm.swiglu_rows(matrix, both, inverse_permutation), rows, None, added)
-    assert far(got, wanted.float()) < 2 * TOLERANCES[dtype]
+    for tile in gemm.tiles(rows):
+        gated = gemm.multiply_gated(gate_up, gemm.permute_rows(gate_up, x), rows, None, inverse_permutation, tile)
+        got = gemm.multiply_swizzled(matrix, gated, rows, None, added)
+        assert far(got, wanted.float()) < 2 * TOLERANCES[dtype]
 
 
 @needs_tensor_cores

@@ -13,13 +13,11 @@ from core.worker.decode.layer_parts import (
     Packed,
     faster_gemm,
     find_normed,
-    gemm_of,
     multiply_normed,
     multiply_packed,
     packed_of,
-    prefill_normed,
 )
-from core.worker.kernels.packed_prefill import FusedDequantGemm
+from core.worker.kernels.packed_prefill import gemm_of
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.row_norm import MAX_ROW
 from core.worker.model.adapters import AdapterLinear
@@ -72,12 +70,12 @@ class FusedDenseMlp:
         gemm = gemm_of(down)
         assert isinstance(down, PackedLinear) and gemm is not None
         # A function of its own, so that its buffers are freed when it returns, as the memory plan counts them.
-        gated = self._prefill_gated(gemm, hidden)
+        gated = self._prefill_gated(hidden)
         return gemm.multiply_swizzled(down.matrix, gated, hidden.shape[0], down.bias, hidden)
 
-    def _prefill_gated(self, gemm: FusedDequantGemm, hidden: torch.Tensor) -> torch.Tensor:
-        gate_up, down = self._matrices.gate_up, self._matrices.down
-        own_gemm = gemm_of(gate_up)
-        assert isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear) and own_gemm is not None
-        both = prefill_normed(own_gemm, gate_up, hidden, self._matrices.norm)
-        return gemm.swiglu_rows(down.matrix, both, down.inverse_permutation)
+    def _prefill_gated(self, hidden: torch.Tensor) -> torch.Tensor:
+        gate_up, down, norm = self._matrices.gate_up, self._matrices.down, self._matrices.norm
+        gemm = gemm_of(gate_up)
+        assert isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear) and gemm is not None
+        normed = gemm.rmsnorm_rows(gate_up.matrix, hidden, norm.before(gate_up.inverse_permutation))
+        return gemm.multiply_gated(gate_up.matrix, normed, len(hidden), gate_up.bias, down.inverse_permutation)

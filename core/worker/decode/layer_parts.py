@@ -15,7 +15,7 @@ from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.decode.fused_modules import FusedNorm
 from core.worker.kernels.dense_small_batch import MOST_ROWS
 from core.worker.kernels.low_rank import MAX_NORMED_ROW
-from core.worker.kernels.packed_prefill import MIN_STEP_ROWS, FusedDequantGemm
+from core.worker.kernels.packed_prefill import MIN_STEP_ROWS, FusedDequantGemm, gemm_of
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.packed_variants import MAX_NORMED
 from core.worker.kernels.row_norm import norm_rows
@@ -154,12 +154,6 @@ def are_many(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
         return False
     least = HUGE_WEIGHTS if hidden.shape[0] <= MOST_ROWS else LARGE_WEIGHTS
     return bool(weight.numel() >= least)
-
-
-def gemm_of(module: nn.Module) -> FusedDequantGemm | None:
-    """What multiplies many rows with a quantized matrix without adapters from its codes; None where nothing does."""
-    backend = module.prefill_backend if isinstance(module, PackedLinear) else None
-    return backend if isinstance(backend, FusedDequantGemm) else None
 
 
 def faster_gemm(module: nn.Module, hidden: torch.Tensor) -> FusedDequantGemm | None:

@@ -20,10 +20,11 @@ from core.memory.kernels.llamadeck import (
     has_fused_prefill,
 )
 from core.worker.kernels.fused_norm import FusedRmsNorm
-from core.worker.kernels.nvrtc import CudaModule, read_source
+from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
 from core.worker.kernels.packed_small_batch import (
     HEAD_ROWS,
     MAX_SHORT_PROMPT,
+    PackedLinear,
     PrefillBackend,
     SmallBatchKernels,
     defines_for,
@@ -35,8 +36,8 @@ from core.worker.kernels.row_norm import MAX_ROW, NORM_THREADS
 GEMM_THREADS, ROW_THREADS = 384, 256
 # The longest rows that are normed with few registers, of which a multiprocessor has several at a time.
 USUAL_ROW = 8192
-# Inputs of a row for each thread of permute_rows, and of swiglu_rows.
-PERMUTED_INPUTS, SWIGLU_INPUTS = 32, 8
+# Inputs of a row for each thread of permute_rows.
+PERMUTED_INPUTS = 32
 # A last wave that keeps this share of the multiprocessors busy is not split.
 FULL_WAVE = 0.9
 # The fewest K blocks that a thread block gets of a split wave.
@@ -109,15 +110,20 @@ class PrefillKernels:
         several = [TWO_ROW_TILES] if tile_rows == PREFILL_TILE_ROWS else []
         tiles = {one: shared_bytes(one, format, tile_rows) for one in (*ONE_ROW_TILES[tile_rows], *several)}
         lines = (
-            f"GEMM({name(one)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, {one.blocks}, {size})"
+            f"GEMM({name(one, is_gated)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, {one.blocks}, "
+            f"{str(is_gated).lower()}, {size})"
+            for is_gated in (False, True)
             for one, size in tiles.items()
         )
         source = read_source("hopper.cuh", "codes.cuh", "swizzled.cuh", "prompts.cu", GEMMS=lines)
         defines = {"USUAL_ROW": USUAL_ROW, "MAX_ROW": MAX_ROW, "TILE_ROWS": tile_rows}
         module = CudaModule(source, defines_for(dtype, format) | defines, device)
-        self.permute_rows, self.swiglu_rows = module.kernel("permute_rows"), module.kernel("swiglu_rows")
+        self.permute_rows = module.kernel("permute_rows")
         self.rmsnorm_rows, self.rmsnorm_long_rows = module.kernel("rmsnorm_rows"), module.kernel("rmsnorm_long_rows")
-        self.gemms = {one: module.kernel(name(one), size) for one, size in tiles.items()}
+        # By tile, then those that give silu(gate) * up.
+        self.gemms, self.gated_gemms = (
+            {one: module.kernel(name(one, is_gated), size) for one, size in tiles.items()} for is_gated in (False, True)
+        )
         found = torch.cuda.get_device_properties(device).multi_processor_count
         self.multiprocessors = min(PREFILL_MAX_BLOCKS, int(found))
 
@@ -129,8 +135,21 @@ class PrefillKernels:
         return large if -(-outputs // large.outputs) * MOST_SHARERS >= self.multiprocessors else small
 
 
-def name(tile: PrefillTile) -> str:
-    return f"gemm_{tile.tiles}_{tile.row_tiles}"
+def rows_of(swizzled: torch.Tensor, rows: int) -> torch.Tensor:
+    """What `permute_rows` lays out so, [rows of whole tiles, inputs], in order again (swizzled_offset in
+    cuda/swizzled.cuh): [rows, inputs]."""
+    inputs, tile_rows = swizzled.shape[1], tile_rows_of(rows)
+    row, place = (torch.arange(count, device=swizzled.device) for count in (rows, inputs))
+    row = row.unsqueeze(1)
+    block = row // tile_rows * (inputs // K_BLOCK) + place // K_BLOCK
+    eight = (place % K_BLOCK // 32 * 4 + place % 8 // 2) ^ (row % 8)
+    return swizzled.view(-1)[
+        (block * tile_rows + row % tile_rows) * K_BLOCK + eight * 8 + place % 32 // 8 * 2 + place % 2
+    ]
+
+
+def name(tile: PrefillTile, is_gated: bool) -> str:
+    return f"{'gated_' if is_gated else ''}gemm_{tile.tiles}_{tile.row_tiles}"
 
 
 def shared_bytes(tile: PrefillTile, format: CodeFormat, tile_rows: int) -> int:
@@ -177,7 +196,7 @@ class FusedDequantGemm:
     def permute_rows(self, matrix: PackedMatrix, x: torch.Tensor, is_in_order: bool = False) -> torch.Tensor:
         """x [rows, inputs], in the model's order -> the same in the matrix's order and in wgmma's swizzled layout.
         is_in_order: x is in the matrix's order already."""
-        rows, swizzled = x.shape[0], self._buffer(matrix, x)
+        rows, swizzled = x.shape[0], self._empty_tiles(x.shape[0], matrix.inputs, x)
         threads = rows * matrix.inputs // PERMUTED_INPUTS
         self._kernels(rows).permute_rows(
             (-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, x, None if is_in_order else matrix.permutation,
@@ -187,7 +206,7 @@ class FusedDequantGemm:
 
     def rmsnorm_rows(self, matrix: PackedMatrix, x: torch.Tensor, norm: FusedRmsNorm) -> torch.Tensor:
         """RMSNorm of x [rows, inputs], then as `permute_rows`."""
-        swizzled, kernels = self._buffer(matrix, x), self._kernels(x.shape[0])
+        swizzled, kernels = self._empty_tiles(x.shape[0], matrix.inputs, x), self._kernels(x.shape[0])
         kernel = kernels.rmsnorm_rows if matrix.inputs <= USUAL_ROW else kernels.rmsnorm_long_rows
         kernel(
             (x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.inverse_permutation, swizzled, x.stride(0),
@@ -195,26 +214,14 @@ class FusedDequantGemm:
         )  # fmt: skip
         return swizzled
 
-    def swiglu_rows(
-        self, matrix: PackedMatrix, both: torch.Tensor, inverse_permutation: torch.Tensor | None
-    ) -> torch.Tensor:
-        """both [rows, 2 * inputs]: silu(first half) * second half, then as `permute_rows`."""
-        swizzled = self._buffer(matrix, both)
-        threads = both.shape[0] * matrix.inputs // SWIGLU_INPUTS
-        self._kernels(both.shape[0]).swiglu_rows(
-            (-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, both, inverse_permutation, swizzled, both.shape[0],
-            matrix.inputs // K_BLOCK,
-        )  # fmt: skip
-        return swizzled
-
     def _kernels(self, rows: int) -> PrefillKernels:
         dtype, format, device = self._kind
         return prefill_kernels_for(dtype, format, tile_rows_of(rows), device)
 
-    def _buffer(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
-        tile_rows = tile_rows_of(x.shape[0])
-        rows = -(-x.shape[0] // tile_rows) * tile_rows
-        return torch.empty((rows, matrix.inputs), dtype=x.dtype, device=x.device)
+    def _empty_tiles(self, rows: int, inputs: int, like: torch.Tensor) -> torch.Tensor:
+        """For whole row tiles."""
+        tile_rows = tile_rows_of(rows)
+        return torch.empty((-(-rows // tile_rows) * tile_rows, inputs), dtype=like.dtype, device=like.device)
 
     def multiply_swizzled(
         self,
@@ -226,21 +233,63 @@ class FusedDequantGemm:
         out: torch.Tensor | None = None,
         tile: PrefillTile | None = None,
     ) -> torch.Tensor:
-        """swizzled: what `permute_rows`, `rmsnorm_rows` or `swiglu_rows` gave for `rows` rows -> [rows, outputs], plus
-        `residual` laid out like it. out: takes the result, as parts of rows that begin on 16 bytes. tile: another one
-        than is chosen."""
-        tiles, blocks = matrix.codes.shape[:2]
-        row_tiles, kernels = -(-rows // tile_rows_of(rows)), self._kernels(rows)
+        """swizzled: what `permute_rows`, `rmsnorm_rows` or `multiply_gated` gave for `rows` rows -> [rows, outputs],
+        plus `residual` laid out like it. out: takes the result, as parts of rows that begin on 16 bytes. tile: another
+        one than is chosen."""
         if out is None:
             out = torch.empty((rows, matrix.outputs), dtype=swizzled.dtype, device=swizzled.device)
-        tile = tile or kernels.tile_for(row_tiles, matrix.outputs)
-        units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
-        grid, whole = stream_k_grid(units, blocks, kernels.multiprocessors * tile.blocks)
-        kernels.gemms[tile](
-            (grid, 1, 1), GEMM_THREADS, matrix.codes, matrix.scales, matrix.zeros, swizzled, out, bias, residual,
-            self._partial_sums, self._ready, out.stride(0), rows, tiles, blocks, matrix.groups, whole,
-        )  # fmt: skip
+        tile, kernels = tile or self._tile_for(matrix, rows), self._kernels(rows)
+        self._run(kernels.gemms[tile], tile, matrix, swizzled, rows, out, bias, residual, None, out.stride(0))
         return out
+
+    def multiply_gated(
+        self,
+        matrix: PackedMatrix,
+        swizzled: torch.Tensor,
+        rows: int,
+        bias: torch.Tensor | None,
+        inverse_permutation: torch.Tensor | None,
+        tile: PrefillTile | None = None,
+    ) -> torch.Tensor:
+        """By a matrix that is gate's outputs, then up's -> silu(gate) * up, as `permute_rows` gives rows for the matrix
+        that takes those, whose inputs lie where `inverse_permutation` says. Its inputs are a multiple of K_BLOCK. The
+        rest as for `multiply_swizzled`."""
+        tile, kernels, size = tile or self._tile_for(matrix, rows), self._kernels(rows), matrix.outputs // 2
+        out = self._empty_tiles(rows, size, swizzled)
+        self._run(kernels.gated_gemms[tile], tile, matrix, swizzled, rows, out, bias, None, inverse_permutation,
+                  size // K_BLOCK)  # fmt: skip
+        return out
+
+    def _tile_for(self, matrix: PackedMatrix, rows: int) -> PrefillTile:
+        return self._kernels(rows).tile_for(-(-rows // tile_rows_of(rows)), matrix.outputs)
+
+    def _run(
+        self,
+        kernel: CudaKernel,
+        tile: PrefillTile,
+        matrix: PackedMatrix,
+        swizzled: torch.Tensor,
+        rows: int,
+        out: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        inverse_permutation: torch.Tensor | None,
+        out_row: int,
+    ) -> None:
+        tiles, blocks = matrix.codes.shape[:2]
+        row_tiles, multiprocessors = -(-rows // tile_rows_of(rows)), self._kernels(rows).multiprocessors
+        units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
+        grid, whole = stream_k_grid(units, blocks, multiprocessors * tile.blocks)
+        kernel(
+            (grid, 1, 1), GEMM_THREADS, matrix.codes, matrix.scales, matrix.zeros, swizzled, out, bias, residual,
+            self._partial_sums, self._ready, inverse_permutation, out_row, rows, tiles, blocks, matrix.groups, whole,
+        )  # fmt: skip
+
+
+def gemm_of(module: object) -> FusedDequantGemm | None:
+    """What multiplies many rows with a quantized matrix without adapters from its codes; None where nothing does."""
+    backend = module.prefill_backend if isinstance(module, PackedLinear) else None
+    return backend if isinstance(backend, FusedDequantGemm) else None
 
 
 class DequantThenGemm:

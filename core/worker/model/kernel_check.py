@@ -14,7 +14,7 @@ from core.common.errors import EngineError
 from core.memory.kernels.spec import KernelSpec
 from core.memory.model_shape import MatrixShape
 from core.worker.kernels.nvrtc import CudaCodeError
-from core.worker.kernels.packed_prefill import FusedDequantGemm
+from core.worker.kernels.packed_prefill import gemm_of, rows_of
 from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH, PackedLinear
 from core.worker.model.backends.base import KernelBackend
 from core.worker.model.backends.registry import make_backend
@@ -43,6 +43,10 @@ def check_kernel(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dt
             wanted = x.float() @ dense
             for got in products_of(module, x.to(device)):
                 require_small(kernel, dtype, (got.float().cpu() - wanted).abs().max() / wanted.std())
+            # Of gate and up a difference is multiplied by the other one.
+            gated = silu_and_multiply(wanted.to(dtype)).float()
+            for got in gated_products_of(module, x.to(device)):
+                require_small(kernel, dtype, (got.float().cpu() - gated).norm() / gated.norm())
 
 
 def products_of(module: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -53,9 +57,21 @@ def products_of(module: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
         return
     if x.shape[0] <= MAX_SMALL_BATCH:
         yield module(x.unsqueeze(1)).squeeze(1)
-    if isinstance(gemm := module.prefill_backend, FusedDequantGemm):
+    if gemm := gemm_of(module):
         for tile in gemm.tiles(x.shape[0]):
             yield gemm.multiply(module.matrix, x, module.bias, tile)
+
+
+def gated_products_of(module: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """As if the matrix were gate and then up: silu(gate) * up of x [rows, inputs], by each tile where one product gives
+    that."""
+    gemm = gemm_of(module)
+    if gemm is None or x.shape[0] < gemm.min_rows:
+        return
+    assert isinstance(module, PackedLinear)
+    for tile in gemm.tiles(x.shape[0]):
+        rows = gemm.permute_rows(module.matrix, x)
+        yield rows_of(gemm.multiply_gated(module.matrix, rows, x.shape[0], module.bias, None, tile), x.shape[0])
 
 
 def check_experts(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dtype, device: torch.device) -> None:

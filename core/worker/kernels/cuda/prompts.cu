@@ -41,22 +41,6 @@ extern "C" __global__ void __launch_bounds__(512)
     norm_row<MAX_ROW>(x, weight, inverse_permutation, out, x_row, blocks, eps, offset);
 }
 
-// both [rows, 2 * inputs], gate then up -> silu(gate) * up, 8 inputs a thread.
-extern "C" __global__ void __launch_bounds__(256)
-    swiglu_rows(const u16* both, const int* inverse_permutation, u16* out, int rows, int blocks) {
-    const int at = blockIdx.x * 256 + threadIdx.x, row = at / (blocks * 8), place = at % (blocks * 8) * 8;
-    pdl_trigger();
-    pdl_wait();
-    if (row >= rows) return;
-    const u16* from = both + (i64)row * blocks * 128 + place;
-    float gates[8], ups[8];
-    unpack8(*(const uint4*)from, gates);
-    unpack8(*(const uint4*)(from + blocks * 64), ups);
-#pragma unroll
-    for (int i = 0; i < 8; i++) ups[i] = swiglu(gates[i], ups[i]);
-    store_swizzled_8(pack8(ups), row, place, inverse_permutation, blocks, out);
-}
-
 // Shared memory of a thread block: MT * 64 outputs for each of two warpgroups, NT * TILE_ROWS rows.
 template <int MT, int NT, int STAGES>
 struct Stages {
@@ -102,16 +86,31 @@ struct StreamKWork {
     }
 };
 
-// x, swizzled -> out [rows, outputs], plus `residual` [rows, outputs] if given. partial_sums: NT * MT *
+// The matrix's tiles that a unit takes: TILES that follow one another; or of a GATED product, whose matrix is gate and
+// then up, half of them gate's and as many of up's, which belong together.
+template <int TILES, bool GATED>
+struct UnitTiles {
+    int first, end, half;
+    __device__ __forceinline__ UnitTiles(int unit, int tiles)
+        : first(unit * (GATED ? TILES / 2 : TILES)), end(GATED ? tiles / 2 : tiles), half(tiles / 2) {}
+    __device__ __forceinline__ int operator[](int of) const {
+        if (!GATED) return min(first + of, end - 1);
+        return min(first + of % (TILES / 2), end - 1) + of / (TILES / 2) * half;
+    }
+};
+
+// x, swizzled -> out [rows, outputs], plus `residual` [rows, outputs] if given. GATED: -> silu(gate) * up, as the rows of a
+// product with `out_row` K blocks, each input where `inverse_permutation` says, if given. partial_sums: NT * MT *
 // FOURS for each multiplying thread of each thread block. ready: a zero for each, and zero again at the end.
 // BLOCKS: how many thread blocks a multiprocessor has room for; with two, one's tensor cores work while the other
 // dequantizes, and their registers hold the operands of one K block.
-template <int MT, int NT, int STAGES, int BLOCKS>
+template <int MT, int NT, int STAGES, int BLOCKS, bool GATED>
 __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
                                              u16* out, const u16* bias, const u16* residual, float4* partial_sums,
-                                             u32* ready, int out_row, int rows, int tiles, int blocks, int groups,
-                                             int whole) {
+                                             u32* ready, const int* inverse_permutation, int out_row, int rows,
+                                             int tiles, int blocks, int groups, int whole) {
     typedef Stages<MT, NT, STAGES> Room;
+    typedef UnitTiles<MT * 8, GATED> OfUnit;
     constexpr int TILES = Room::TILES, PARTIAL_SUMS = NT * MT * FOURS * MMA_WARPS * 32;
     extern __shared__ __align__(1024) unsigned char shared[];
     Room& room = *(Room*)(shared + (1024 - smem_address(shared) % 1024) % 1024);
@@ -135,11 +134,11 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
         // Where the warp's tiles and the lane's scales of a unit lie, from `block` on.
         u32 from_codes[TILES / 4], from_scales = 0;
         auto begin_unit = [&](int unit, int block) {
-            const int first = unit / row_blocks * TILES;
+            const OfUnit of_unit(unit / row_blocks, tiles);
 #pragma unroll
             for (int i = 0; i < TILES / 4; i++)
-                from_codes[i] = (u32)(min(first + part + i * 4, tiles - 1) * blocks + block) * (PIECES * 32) + lane;
-            from_scales = (u32)min(first + lane / 2, tiles - 1) * groups * 8 + lane % 2 * 4;
+                from_codes[i] = (u32)(of_unit[part + i * 4] * blocks + block) * (PIECES * 32) + lane;
+            from_scales = (u32)of_unit[lane / 2] * groups * 8 + lane % 2 * 4;
         };
         auto copy_codes = [&](int to, int block) {
 #pragma unroll
@@ -307,14 +306,17 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
         }
 
         // sum[.][4j..4j+3]: outputs g, g, g+8, g+8 of rows 8j+2t, 8j+2t+1, 8j+2t, 8j+2t+1.
-        const int first = work.unit / row_blocks * TILES + warpgroup * MT * 4,
+        const OfUnit of_unit(work.unit / row_blocks, tiles);
+        const int first = of_unit.first + (GATED ? 0 : warpgroup * MT * 4),
                   first_row = work.unit % row_blocks * NT * TILE_ROWS;
-        named_barrier_sync(warpgroup + 1, 128);
+        // One warpgroup has gate's outputs, the other one up's.
+        auto sync_done = [&] { GATED ? named_barrier_sync(3, MMA_WARPS * 32) : named_barrier_sync(warpgroup + 1, 128); };
+        sync_done();
 #pragma unroll
         for (int m = 0; m < MT; m++) {
             float more[2] = {};
-            if (bias && first + m * 4 + part < tiles) {
-                const u16* from = bias + (first + m * 4 + part) * 16 + g;
+            if (bias && first + m * 4 + part < of_unit.end) {
+                const u16* from = bias + of_unit[(warpgroup * MT + m) * 4 + part] * 16 + g;
                 more[0] = to_float(from[0]), more[1] = to_float(from[8]);
             }
 #pragma unroll
@@ -330,10 +332,20 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
                     : "memory");
             }
         }
-        named_barrier_sync(warpgroup + 1, 128);
-        for (int at = threadIdx.x % 128; at < NT * TILE_ROWS * MT * 8; at += 128) {
+        sync_done();
+        constexpr int STORING = GATED ? MMA_WARPS * 32 : 128;
+        for (int at = threadIdx.x % STORING; at < NT * TILE_ROWS * MT * 8; at += STORING) {
             const int row = at / (MT * 8), eight = at % (MT * 8);
-            if (first_row + row >= rows || first + eight / 2 >= tiles) continue;
+            if (first_row + row >= rows || first + eight / 2 >= of_unit.end) continue;
+            if (GATED) {
+                float gates[8], ups[8];
+                unpack8(*(const uint4*)&room.done[0][row][eight * 8], gates);
+                unpack8(*(const uint4*)&room.done[1][row][eight * 8], ups);
+#pragma unroll
+                for (int i = 0; i < 8; i++) ups[i] = swiglu(gates[i], ups[i]);
+                store_swizzled_8(pack8(ups), first_row + row, first * 16 + eight * 8, inverse_permutation, out_row, out);
+                continue;
+            }
             const i64 to = (i64)(first_row + row) * out_row + first * 16 + eight * 8;
             uint4 value = *(const uint4*)&room.done[warpgroup][row][eight * 8];
             if (residual) {
@@ -349,13 +361,13 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
     }
 }
 
-#define GEMM(NAME, MT, NT, STAGES, BLOCKS, BYTES)                                                                      \
+#define GEMM(NAME, MT, NT, STAGES, BLOCKS, GATED, BYTES)                                                               \
     static_assert(sizeof(Stages<MT, NT, STAGES>) + 1024 == BYTES, "what a block of threads has room for");             \
     extern "C" __global__ void __launch_bounds__(384, BLOCKS)                                                          \
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x, u16* out, const u16* bias,       \
-             const u16* residual, float4* partial_sums, u32* ready, int out_row, int rows, int tiles, int blocks,      \
-             int groups, int whole) {                                                                                  \
-        dequant_gemm<MT, NT, STAGES, BLOCKS>(codes, scales, zeros, x, out, bias, residual, partial_sums, ready,        \
-                                             out_row, rows, tiles, blocks, groups, whole);                             \
+             const u16* residual, float4* partial_sums, u32* ready, const int* inverse_permutation, int out_row,       \
+             int rows, int tiles, int blocks, int groups, int whole) {                                                 \
+        dequant_gemm<MT, NT, STAGES, BLOCKS, GATED>(codes, scales, zeros, x, out, bias, residual, partial_sums, ready, \
+                                                    inverse_permutation, out_row, rows, tiles, blocks, groups, whole); \
     }
 GEMMS
