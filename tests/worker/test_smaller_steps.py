@@ -13,6 +13,7 @@ from core.common.errors import EngineError
 from core.memory.step_sizes import EXPERT_CHUNK_TOKENS, LEAN_SIZES, USUAL_SIZES, StepSizes, smaller_sizes
 from core.worker import load
 from core.worker.decode.steps import EagerSteps
+from core.worker.kernels.packed_experts import PackedExperts
 
 
 class Slots:
@@ -23,6 +24,26 @@ class Slots:
 
     def use_attention(self, name: str) -> None:
         pass
+
+
+class Model(torch.nn.Module):
+    """As much of a model: one layer has experts, whose captured products share a room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
+        self.experts = Experts()
+
+
+class Experts(PackedExperts):
+    """Counts how often its room was given up."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        self.num_dropped = 0
+
+    def drop_room(self) -> None:
+        self.num_dropped += 1
 
 
 @pytest.fixture
@@ -46,8 +67,12 @@ def take(
         return tried[-1]
 
     monkeypatch.setattr(load, "GraphSteps", steps)
-    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"))
-    return load.fuse_and_capture(Slots(), model, StepSizes(EXPERT_CHUNK_TOKENS[0]), captured)  # type: ignore[arg-type]
+    model, before = Model(), len(tried)
+    taken = load.fuse_and_capture(Slots(), model, StepSizes(EXPERT_CHUNK_TOKENS[0]), captured)  # type: ignore[arg-type]
+    # What a failed try was captured with is freed before the next one.
+    num_failed = len(tried) - before - (taken is not EagerSteps)
+    assert model.experts.num_dropped == num_failed
+    return taken
 
 
 def test_smaller_graphs_are_taken_where_larger_ones_have_no_room(
@@ -79,7 +104,7 @@ def test_a_failed_try_is_gone_before_the_next_one(
                 raise torch.OutOfMemoryError("256 MiB")
 
     monkeypatch.setattr(load, "GraphSteps", Steps)
-    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"))
+    model = Model()
     steps = load.fuse_and_capture(Slots(), model, StepSizes(4096))  # type: ignore[arg-type]
     assert len(alive) == 3 and alive[-1]() is steps
 
