@@ -85,6 +85,7 @@ def read(steps: GraphSteps, slot: int, num_tokens: int) -> None:
     while begin < num_tokens:
         end = min(begin + max(steps.pass_sizes), num_tokens)
         kept_at = before_turn(begin, end) if steps.keeps_states and end == num_tokens else 0
+        # Of a short prompt nothing is kept on the way.
         chunk = PromptChunk(slot, texts[begin:end], begin, end == num_tokens, kept_at % end)
         pending = steps.prefill_chunks([chunk])
         begin = end

@@ -56,7 +56,7 @@ def load_ways(
 
 def large_sizes(shape: ModelShape, num_tokens: int) -> list[StepSizes]:
     """Of passes over more tokens of prompts, the fastest first. A recurrent layer without kernels of its own takes many
-    operations a block of tokens, and gains nothing."""
+    operations a block of tokens, and gains nothing; experts beside it do."""
     by_torch = any(isinstance(layer.recurrent, Mamba2 | ShortConv) for layer, _ in shape.layers)
     sizes = EXPERT_CHUNK_TOKENS if shape.has_experts else () if by_torch else LARGE_CHUNK_TOKENS
     return [StepSizes(size) for size in sizes if size <= num_tokens]

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from core.common.errors import EngineError
 from core.engine.sampling_params import Sampling
+from core.memory.layer_state import DELTA_TOKENS
 from core.memory.plan import SCORED_TOKENS, batch_sizes, chunk_sizes
 from core.memory.step_sizes import StepSizes
 from core.worker.decode.captured_check import tell_difference
@@ -226,6 +227,9 @@ class GraphSteps:
     def prefill_chunks(self, chunks: Sequence[PromptChunk]) -> PendingTokens | None:
         kept = NOTHING_KEPT
         for chunk in chunks:
+            if chunk.kept_at:
+                tokens = chunk.kept_at - chunk.begin
+                assert len(chunks) == 1 and 0 < tokens < len(chunk.tokens) and tokens % DELTA_TOKENS == 0
             row = self._model.cache.begin_prefill(chunk.slot, chunk.begin, len(chunk.tokens), chunk.kept_at)
             kept = kept if row is None else (row, chunk.kept_at - chunk.begin)
         num_tokens = sum(len(chunk.tokens) for chunk in chunks)
