@@ -174,6 +174,8 @@ def test_files_leave_the_input_for_the_page_and_what_is_typed_is_counted(page: P
     expect(typed).not_to_have_text(f"+ {words}", timeout=WAIT_MS)
     field.press("Enter")
     expect(messages(page).last).to_contain_text("The cat is grey.", timeout=WAIT_MS)
+    # The answer's end draws the page anew: a click just then opened nothing.
+    expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=WAIT_MS)
     expect(remove).to_have_count(0)
     expect(typed).to_have_text("", timeout=WAIT_MS)
     messages(page).first.get_by_role("button", name="notes.txt").click()
