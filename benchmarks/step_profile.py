@@ -84,9 +84,9 @@ def read(steps: GraphSteps, slot: int, num_tokens: int) -> None:
     begin, pending = 0, None
     while begin < num_tokens:
         end = min(begin + max(steps.pass_sizes), num_tokens)
-        kept_at = before_turn(begin, end) if steps.keeps_states and end == num_tokens else 0
-        # Of a short prompt nothing is kept on the way.
-        chunk = PromptChunk(slot, texts[begin:end], begin, end == num_tokens, kept_at % end)
+        is_last, near = end == num_tokens, before_turn(begin, end)
+        kept_at = near if is_last and steps.keeps_states and near < end else 0
+        chunk = PromptChunk(slot, texts[begin:end], begin, is_last, kept_at)
         pending = steps.prefill_chunks([chunk])
         begin = end
     if pending is not None:

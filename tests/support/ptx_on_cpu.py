@@ -119,6 +119,7 @@ class CpuKernel:
 
     def __init__(self, library: ctypes.CDLL, name: str, shared_bytes: int) -> None:
         self._library, self._function, self._shared_bytes = library, getattr(library, f"call_{name}"), shared_bytes
+        library.launch.restype = ctypes.c_bool
 
     def most_blocks(self, num_threads: int) -> int:
         return CpuModule.max_blocks
@@ -129,7 +130,6 @@ class CpuKernel:
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         size = (ctypes.c_uint * 3)(*grid)
-        self._library.launch.restype = ctypes.c_bool
         if not self._library.launch(self._function, size, num_threads, self._shared_bytes, MOST_BLOCKS, pointers):
             raise RuntimeError("all threads of a kernel wait")
 

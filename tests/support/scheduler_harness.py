@@ -128,17 +128,16 @@ class FakeSteps:
 
     def prefill_chunks(self, chunks: Sequence[PromptChunk]) -> PendingTokens | None:
         assert 0 < len(chunks) <= self.max_chunks
-        read = [self.prefill(*chunk[:4]) for chunk in chunks if self.begin_chunk(chunk)]
+        read = [self.prefill_chunk(chunk) for chunk in chunks]
         tokens = [token for pending in read if pending is not None for token in pending.wait()]
         return FakeTokens(self, tokens) if tokens else None
 
-    def begin_chunk(self, chunk: PromptChunk) -> bool:
-        """Note what is kept on the way; it is read in any case."""
+    def prefill_chunk(self, chunk: PromptChunk) -> PendingTokens | None:
         self._kept_at = chunk.kept_at
         if chunk.kept_at:
             assert self.keeps_states and (chunk.kept_at - chunk.begin) % DELTA_TOKENS == 0
             assert chunk.begin < chunk.kept_at < chunk.begin + len(chunk.tokens)
-        return True
+        return self.prefill(chunk.slot, chunk.tokens, chunk.begin, chunk.is_last)
 
     def verify(self, slot: int, tokens: Sequence[int], begin: int) -> PendingTokens:
         assert len(tokens) <= self.max_verified and self.num_in_flight == 0

@@ -77,7 +77,7 @@ class InputMatrices:
             prefill_normed(gemm, linear, hidden, norm, out[:, begin:end])
             begin = end
         if self.dense:
-            self._multiply_dense(hidden, norm, out)
+            multiply_each(norm(hidden), [one.weight for one in self.dense], out[:, begin:])
         return out
 
     def _decode_dense(self, hidden: torch.Tensor, norm: FusedNorm, out: torch.Tensor) -> None:
@@ -87,21 +87,10 @@ class InputMatrices:
         if not large:
             kernels.multiply(weights, hidden, norm=norm.before(None), out=out)
             return
-        normed, begin = norm(hidden), 0
-        for weight in large:
-            end = begin + weight.shape[0]
-            torch.mm(normed, weight.t(), out=out[:, begin:end])
-            begin = end
+        normed = norm(hidden)
+        end = multiply_each(normed, large, out)
         if rest := weights[len(large) :]:
-            kernels.multiply(rest, normed, out=out[:, begin:])
-
-    def _multiply_dense(self, hidden: torch.Tensor, norm: FusedNorm, out: torch.Tensor) -> None:
-        """By cuBLAS, as many rows are."""
-        normed, begin = norm(hidden), sum(one.out_features for one in self.packed)
-        for one in self.dense:
-            end = begin + one.out_features
-            torch.mm(normed, one.weight.t(), out=out[:, begin:end])
-            begin = end
+            kernels.multiply(rest, normed, out=out[:, end:])
 
     def split(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of rows [tokens, all outputs] those of each projection, by its name."""
@@ -112,6 +101,17 @@ class InputMatrices:
         padded = -(-self.out_features // 8) * 8
         out = torch.empty((hidden.shape[0], padded), dtype=hidden.dtype, device=hidden.device)
         return out[:, : self.out_features]
+
+
+def multiply_each(rows: torch.Tensor, weights: Sequence[torch.Tensor], out: torch.Tensor) -> int:
+    """rows [tokens, inputs] by each of `weights` [outputs, inputs], by cuBLAS, into `out` [tokens, ..] from its first
+    column on, side by side; where they end."""
+    begin = 0
+    for weight in weights:
+        end = begin + weight.shape[0]
+        torch.mm(rows, weight.t(), out=out[:, begin:end])
+        begin = end
+    return begin
 
 
 def find_input_matrices(owner: nn.Module, names: Sequence[str]) -> InputMatrices | None:
