@@ -18,8 +18,6 @@ MAX_DEQUANT_BUFFER_BYTES = 192 * MIB
 PREFILL_MAX_BLOCKS = 132
 PREFILL_TILE_ROWS = 128
 PREFILL_PARTIAL_SUM_BYTES = PREFILL_TILE_ROWS * 256 * FLOAT_BYTES
-# Of tiles of a few rows a multiprocessor has two at a time, with smaller sums.
-PREFILL_READY_FLAGS = 2 * PREFILL_MAX_BLOCKS
 # Into how many parts the columns of a slot are split in attention (cuda/attention.cu).
 KV_SPLITS = 8
 # Pairs of a token and an expert are sorted by expert into segments of at least so many rows (routed_pairs.py).
@@ -40,7 +38,7 @@ class LlamadeckKernel(KernelSpec):
         blocks of threads add up; attention's own."""
         variants = {(one.format.bits, one.format.group_size, one.format.is_symmetric) for one, _ in shape.matrices}
         if has_fused_prefill(capability):
-            shared = PREFILL_MAX_BLOCKS * PREFILL_PARTIAL_SUM_BYTES + round_to_block(PREFILL_READY_FLAGS * INT_BYTES)
+            shared = PREFILL_MAX_BLOCKS * PREFILL_PARTIAL_SUM_BYTES + round_to_block(PREFILL_MAX_BLOCKS * INT_BYTES)
         else:
             largest = max((matrix.num_elements for matrix, _ in shape.matrices), default=0)
             shared = round_to_block(dequant_buffer_bytes(largest))

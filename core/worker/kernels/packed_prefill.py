@@ -14,7 +14,6 @@ import torch
 from core.memory.kernels.llamadeck import (
     PREFILL_MAX_BLOCKS,
     PREFILL_PARTIAL_SUM_BYTES,
-    PREFILL_READY_FLAGS,
     PREFILL_TILE_ROWS,
     dequant_buffer_bytes,
     has_fused_prefill,
@@ -46,12 +45,11 @@ MIN_SHARE = 4
 
 class PrefillTile(NamedTuple):
     """What a thread block multiplies at once: 128 * `tiles` outputs with `row_tiles` tiles of rows, with as many K
-    blocks of 4 or 8 bit in flight as `stages` says. `blocks`: how many thread blocks a multiprocessor has at a time."""
+    blocks of 4 or 8 bit in flight as `stages` says."""
 
     tiles: int
     row_tiles: int
     stages: tuple[tuple[int, int], tuple[int, int]]
-    blocks: int = 1
 
     def stages_of(self, bits: int) -> int:
         return dict(self.stages)[bits]
@@ -63,8 +61,8 @@ class PrefillTile(NamedTuple):
 
 # By how many rows a tile has: those for one row tile, of many outputs and of few.
 ONE_ROW_TILES = {
-    32: (PrefillTile(2, 1, ((4, 6), (8, 4)), 2), PrefillTile(1, 1, ((4, 10), (8, 7)), 2)),
-    64: (PrefillTile(2, 1, ((4, 8), (8, 6))), PrefillTile(1, 1, ((4, 7), (8, 5)), 2)),
+    32: (PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 1, ((4, 10), (8, 7)))),
+    64: (PrefillTile(2, 1, ((4, 8), (8, 6))), PrefillTile(1, 1, ((4, 7), (8, 5)))),
     128: (PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 1, ((4, 8), (8, 6)))),
 }
 # Of rows that take several tiles of PREFILL_TILE_ROWS, two use each dequantized code for twice the rows. Found by
@@ -110,7 +108,7 @@ class PrefillKernels:
         several = [TWO_ROW_TILES] if tile_rows == PREFILL_TILE_ROWS else []
         tiles = {one: shared_bytes(one, format, tile_rows) for one in (*ONE_ROW_TILES[tile_rows], *several)}
         lines = (
-            f"GEMM({name(one, is_gated)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, {one.blocks}, "
+            f"GEMM({name(one, is_gated)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, "
             f"{str(is_gated).lower()}, {size})"
             for is_gated in (False, True)
             for one, size in tiles.items()
@@ -180,7 +178,7 @@ class FusedDequantGemm:
         self._partial_sums = torch.empty(
             PREFILL_MAX_BLOCKS * PREFILL_PARTIAL_SUM_BYTES // 4, dtype=torch.float32, device=device
         )
-        self._ready = torch.zeros(PREFILL_READY_FLAGS, dtype=torch.int32, device=device)
+        self._ready = torch.zeros(PREFILL_MAX_BLOCKS, dtype=torch.int32, device=device)
 
     def tiles(self, rows: int) -> Sequence[PrefillTile]:
         """Those that may be chosen for so many rows."""
@@ -279,7 +277,7 @@ class FusedDequantGemm:
         tiles, blocks = matrix.codes.shape[:2]
         row_tiles, multiprocessors = -(-rows // tile_rows_of(rows)), self._kernels(rows).multiprocessors
         units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
-        grid, whole = stream_k_grid(units, blocks, multiprocessors * tile.blocks)
+        grid, whole = stream_k_grid(units, blocks, multiprocessors)
         kernel(
             (grid, 1, 1), GEMM_THREADS, matrix.codes, matrix.scales, matrix.zeros, swizzled, out, bias, residual,
             self._partial_sums, self._ready, inverse_permutation, out_row, rows, tiles, blocks, matrix.groups, whole,

@@ -102,9 +102,10 @@ struct UnitTiles {
 // x, swizzled -> out [rows, outputs], plus `residual` [rows, outputs] if given. GATED: -> silu(gate) * up, as the rows of a
 // product with `out_row` K blocks, each input where `inverse_permutation` says, if given. partial_sums: NT * MT *
 // FOURS for each multiplying thread of each thread block. ready: a zero for each, and zero again at the end.
-// BLOCKS: how many thread blocks a multiprocessor has room for; with two, one's tensor cores work while the other
-// dequantizes, and their registers hold the operands of one K block.
-template <int MT, int NT, int STAGES, int BLOCKS, bool GATED>
+// A multiprocessor has one thread block, since it takes all registers. With two smaller ones, as fast for few rows, a
+// thread block of an H200 that several programs shared stood still in the middle of its work, for ever, once in 7,000
+// steps of 32 rows. Why is not known; both moved registers from warp to warp (setmaxnreg).
+template <int MT, int NT, int STAGES, bool GATED>
 __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
                                              u16* out, const u16* bias, const u16* residual, float4* partial_sums,
                                              u32* ready, const int* inverse_permutation, int out_row, int rows,
@@ -126,10 +127,7 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
     pdl_trigger();
     int stage = 0, parity = 0;
     if (warp >= MMA_WARPS) {
-        if (BLOCKS == 1)
-            asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        else
-            asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         const int part = warp - MMA_WARPS;
         // Where the warp's tiles and the lane's scales of a unit lie, from `block` on.
         u32 from_codes[TILES / 4], from_scales = 0;
@@ -192,10 +190,7 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
         return;
     }
 
-    if (BLOCKS == 1)
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    else
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int warpgroup = warp / 4, part = warp % 4;
     pdl_wait();
     // The next stage's codes as operands, once they are there; which stage that was.
@@ -249,26 +244,17 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
             __syncwarp();
             if (lane == 0) mbarrier_arrive(&room.empty[held]);
         };
-        if (BLOCKS == 1) {
-            u32 a[2][4][MT][4];
-            int held = take(a[0]);
-            for (int base = work.begin; base < work.end; base += 2)
+        u32 a[2][4][MT][4];
+        int held = take(a[0]);
+        for (int base = work.begin; base < work.end; base += 2)
 #pragma unroll
-                for (int side = 0; side < 2; side++) {
-                    if (base + side >= work.end) break;
-                    multiply(a[side], held);
-                    const int done = held;
-                    if (base + side + 1 < work.end) held = take(a[side ^ 1]);
-                    finish(done);
-                }
-        } else {
-            for (int block = work.begin; block < work.end; block++) {
-                u32 a[4][MT][4];
-                const int held = take(a);
-                multiply(a, held);
-                finish(held);
+            for (int side = 0; side < 2; side++) {
+                if (base + side >= work.end) break;
+                multiply(a[side], held);
+                const int done = held;
+                if (base + side + 1 < work.end) held = take(a[side ^ 1]);
+                finish(done);
             }
-        }
 
         if (work.end < blocks) {
             float4* to = partial_sums + blockIdx.x * PARTIAL_SUMS + threadIdx.x;
@@ -361,13 +347,13 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
     }
 }
 
-#define GEMM(NAME, MT, NT, STAGES, BLOCKS, GATED, BYTES)                                                               \
+#define GEMM(NAME, MT, NT, STAGES, GATED, BYTES)                                                                       \
     static_assert(sizeof(Stages<MT, NT, STAGES>) + 1024 == BYTES, "what a block of threads has room for");             \
-    extern "C" __global__ void __launch_bounds__(384, BLOCKS)                                                          \
+    extern "C" __global__ void __launch_bounds__(384, 1)                                                               \
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x, u16* out, const u16* bias,       \
              const u16* residual, float4* partial_sums, u32* ready, const int* inverse_permutation, int out_row,       \
              int rows, int tiles, int blocks, int groups, int whole) {                                                 \
-        dequant_gemm<MT, NT, STAGES, BLOCKS, GATED>(codes, scales, zeros, x, out, bias, residual, partial_sums, ready, \
+        dequant_gemm<MT, NT, STAGES, GATED>(codes, scales, zeros, x, out, bias, residual, partial_sums, ready,         \
                                                     inverse_permutation, out_row, rows, tiles, blocks, groups, whole); \
     }
 GEMMS
