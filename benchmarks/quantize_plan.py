@@ -174,7 +174,6 @@ def quantize(row: Row, source: Path, options: QuantizeOptions, device: str, limi
     row.facts = {key: result[key] for key in ("rows", "tokens", "quantizer", "peak_vram_bytes") if key in result}
     row.taken = {"vram": seen.vram_mib, "ram": seen.ram_mib, "disk": seen.disk_mib}
     if result:
-        row.taken["ram"] = max(row.taken["ram"], result["peak_ram_bytes"] // MIB)
         row.taken["result"] = used_bytes(models / "made") // MIB
     row.scaled_s = round(scaled_s(row), 1)
     if state.error is not None:
@@ -200,7 +199,7 @@ def watch(
         seen.disk_mib = max(seen.disk_mib, used_bytes(models) // MIB)
         if pid is not None:
             seen.vram_mib = max(seen.vram_mib, process_mib(pid))
-            seen.ram_mib = max(seen.ram_mib, peak_ram_mib(pid))
+            seen.ram_mib = max(seen.ram_mib, ram_mib(pid))
         text = f"{state.stage} {state.layer}/{state.layers}"
         if text != told:
             print(f"{now_s - begin_s:6.0f} s  {text}, {seen.vram_mib} MiB VRAM, {seen.ram_mib} MiB RAM", flush=True)
@@ -221,13 +220,13 @@ def scaled_s(row: Row) -> float:
     return row.layer_s * row.all_layers + reading * row.all_layers / row.layers + max(0.0, once)
 
 
-def peak_ram_mib(pid: int) -> int:
-    """The most that a process has had in memory; 0 for one that has ended."""
+def ram_mib(pid: int) -> int:
+    """What a process has in memory now, but for files, of which the system can let go; 0 for one that has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM:")), 0)
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))) // 1024
 
 
 def device_name(device: str) -> str:

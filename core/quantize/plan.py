@@ -42,6 +42,13 @@ GPU_HALF_FLOPS, GPU_FLOAT_FLOPS = 60e12, 20e12
 START_S = 20.0
 # The source is read to be quantized and for its perplexity; the result is written twice and read.
 DISK_BYTES_S, SOURCE_READS, RESULT_COPIES = 1e9, 2, 3
+# Where a job can go on: the source is hashed once, and after each layer what is kept of it is hashed twice.
+HASH_BYTES_S, KEPT_HASHES = 1e9, 2
+# All rows as they go into a layer: what a layer takes, what it gives, and while that is kept a copy and its bytes.
+ROW_SETS = 4
+# What torch's allocator has of the GPU beside what is in use at once. A 7B took 4826 MiB on an H200 (2026-12-01,
+# benchmarks/quantize_plan.py).
+SPARE_VRAM = 0.3
 # Rows of calibration that are in a layer at once, and what lies of each beside its input: gate, up and two products.
 MOMENT_ROWS, ROW_COPIES = {"cpu": 4, "cuda": 8}, 4
 # gptqmodel solves so many matrices with the same input at once.
@@ -70,8 +77,7 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: 
     length = row_tokens(model.config)
     tokens = NUM_ROWS[kind] * length
     bytes_each = FLOAT_BYTES if kind == "cpu" else HALF_BYTES
-    # What goes into a layer and what comes out of it, of all rows.
-    activations = 2 * tokens * model.hidden * bytes_each
+    rows = tokens * model.hidden * bytes_each
     layer_bytes = _layer_elements(model) * bytes_each
     widest = max((max(sides) for sides in model.matrices.values()), default=0)
     moment = layer_bytes + _solving_bytes(model) + MOMENT_ROWS[kind] * length * widest * ROW_COPIES * bytes_each
@@ -79,15 +85,17 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: 
     copies = model.size_bytes * (bool(options.adapters) + is_meta)
     is_copied = bool(copies) or model.folder is None
     resumes = can_resume(model.family) and (is_copied or not is_linked(model.folder or Path(), model.files))
-    kept = result_bytes + 2 * activations if resumes else 0
-    ram = PROCESS_BYTES + activations + ends + layer_bytes + (moment if kind == "cpu" else 0)
+    kept = result_bytes + 4 * rows if resumes else 0
+    hashed = model.size_bytes + KEPT_HASHES * (model.num_layers * rows + result_bytes) if resumes else 0
+    ram = PROCESS_BYTES + ROW_SETS * rows + ends + layer_bytes + (moment if kind == "cpu" else 0)
     return QuantizePlan(
         time_s=_time_s(model, tokens, kind, _expert_share(model, options.sees_all))
-        + (SOURCE_READS * model.size_bytes + copies + RESULT_COPIES * result_bytes) / DISK_BYTES_S,
+        + (SOURCE_READS * model.size_bytes + copies + RESULT_COPIES * result_bytes) / DISK_BYTES_S
+        + hashed / HASH_BYTES_S,
         disk_bytes=copies + 2 * result_bytes + kept,
         result_bytes=result_bytes,
         ram_bytes=ram,
-        vram_bytes=0 if kind == "cpu" else CONTEXT_BYTES + ends + moment,
+        vram_bytes=0 if kind == "cpu" else CONTEXT_BYTES + math.ceil((1 + SPARE_VRAM) * (ends + moment)),
         resumes=resumes,
     )
 

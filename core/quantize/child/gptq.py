@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from core.checkpoint.layers import read_number
 from core.checkpoint.text_config import text_config
 from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
-from core.quantize.child import speedups
+from core.quantize.child import resume_store, speedups
 from core.quantize.child.tokens import calibration_rows
 from core.quantize.child.writing import write_checkpoint
 from core.quantize.job_file import JobFile
@@ -39,6 +40,7 @@ def quantize(source: Path, job: JobFile, work: Path, out: Path, report: Callable
     if config.get("model_type") not in SUPPORTED_MODELS:
         raise CheckpointError("quantize_family", model=source.name, family=str(config.get("model_type")))
     speedups.install(torch.device(job.device))
+    resume_store.install()
     rows = calibration_rows(source, job.options.calibration, job.device)
     progress = Progress(report, read_number(source.name, text_config(config), "num_hidden_layers"))
     model = _quantized(source, job, config, rows, work, progress)
@@ -117,6 +119,9 @@ class Progress:
         self.num_layers = num_layers
 
     def subset_event(self, *, stage: str, layer_idx: int, subset_index: int, subset_total: int, **_: object) -> None:
+        if stage == "forward_start" and subset_index == 0:
+            # Cycles may hold activations of all rows, and Python may not look for them before the end.
+            gc.collect()
         self._tell(layer_idx, (subset_index + 0.5) / max(1, subset_total))
 
     def layer_complete(self, layer_idx: int, submodule_finalized: bool) -> None:

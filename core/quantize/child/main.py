@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -75,7 +74,6 @@ def make(job: JobFile, work: Path, out: Path, report: Report) -> dict[str, Any]:
         "before": before,
         "after": after,
         "took_s": watch.took_s,
-        "peak_ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_vram_bytes": gptq.peak_vram_bytes(job.device),
     }
     return found
