@@ -42,10 +42,11 @@ GPU_HALF_FLOPS, GPU_FLOAT_FLOPS = 60e12, 20e12
 START_S = 20.0
 # The source is read to be quantized and for its perplexity; the result is written twice and read.
 DISK_BYTES_S, SOURCE_READS, RESULT_COPIES = 1e9, 2, 3
-# Where a job can go on: the source is hashed once, and after each layer what is kept of it is hashed twice.
-HASH_BYTES_S, KEPT_HASHES = 1e9, 2
-# All rows as they go into a layer: what a layer takes, what it gives, and while that is kept a copy and its bytes.
-ROW_SETS = 4
+# Where a job can go on, the source is hashed once; what is kept after each layer is hashed twice and written.
+HASH_BYTES_S, KEPT_PASSES = 1e9, 3
+# How often the rows of all texts lie in memory: as they go into a layer and as they come out of it. Where a job can go
+# on, also as a copy and as the bytes that are written. The disk has up to four of them.
+ROW_SETS, KEPT_ROW_SETS, ROW_SETS_ON_DISK = 2, 2, 4
 # What torch's allocator has of the GPU beside what is in use at once. A 7B took 4826 MiB on an H200 (2026-12-01,
 # benchmarks/quantize_plan.py).
 SPARE_VRAM = 0.3
@@ -85,9 +86,15 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: 
     copies = model.size_bytes * (bool(options.adapters) + is_meta)
     is_copied = bool(copies) or model.folder is None
     resumes = can_resume(model.family) and (is_copied or not is_linked(model.folder or Path(), model.files))
-    kept = result_bytes + 4 * rows if resumes else 0
-    hashed = model.size_bytes + KEPT_HASHES * (model.num_layers * rows + result_bytes) if resumes else 0
-    ram = PROCESS_BYTES + ROW_SETS * rows + ends + layer_bytes + (moment if kind == "cpu" else 0)
+    kept = result_bytes + ROW_SETS_ON_DISK * rows if resumes else 0
+    hashed = model.size_bytes + KEPT_PASSES * (model.num_layers * rows + result_bytes) if resumes else 0
+    ram = (
+        PROCESS_BYTES
+        + (ROW_SETS + KEPT_ROW_SETS * resumes) * rows
+        + ends
+        + layer_bytes
+        + (moment if kind == "cpu" else 0)
+    )
     return QuantizePlan(
         time_s=_time_s(model, tokens, kind, _expert_share(model, options.sees_all))
         + (SOURCE_READS * model.size_bytes + copies + RESULT_COPIES * result_bytes) / DISK_BYTES_S

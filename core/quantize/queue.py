@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from core.common.errors import CheckpointError, DeckError, InputError
@@ -47,6 +48,7 @@ class QuantizeQueue(JobQueue[QuantizeJob]):
         wanted = check_name(name or result_name(target.title, options))
         # A snapshot in Hugging Face's cache is a folder of links.
         folder = folders.sources_folder() if target.folder is None else target.folder.absolute()
+        options = replace(options, adapters=tuple(path.absolute() for path in options.adapters))
         file = JobFile(wanted, folder, options, target.repo, target.is_meta, device)
         return self._add(file, target.source)
 

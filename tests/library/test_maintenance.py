@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from core.library.maintenance import delete, delete_adapter, import_folder, veri
 from core.library.scan import disk_usage, facts, find, free_bytes, scan
 from core.quantize.folders import job_folder, remove_job
 from core.quantize.job_file import JobFile, write_job
+from core.quantize.needed import needed_by_job
 from core.quantize.options import QuantizeOptions
 from tests.support.adapters import write_adapter
 from tests.support.checkpoints import Recipe, make_checkpoint
@@ -257,11 +259,35 @@ def test_what_a_job_still_reads_is_not_deleted(models: Path) -> None:
         with pytest.raises(InputError) as caught:
             delete_one()
         assert caught.value.key == "delete_needed" and "made" in str(caught.value)
+    # A job that was copied is none.
+    write_job(job_folder("made"), replace(job, name="another"))
+    assert needed_by_job(source) is None
     remove_job("made")
     delete("plain")
     delete("other")
     delete_adapter(merged)
     assert list(models.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ["up and down", "through a link", "as a link"])
+def test_what_a_job_reads_is_known_by_its_place(models: Path, tmp_path: Path, way: str) -> None:
+    plain = make(models / "plain")
+    if way == "up and down":
+        read = models / ".." / models.name / "plain"
+    elif way == "through a link":
+        (tmp_path / "data").symlink_to(models)
+        read = tmp_path / "data" / "plain"
+    else:
+        read = models / "linked"
+        read.symlink_to(plain)
+    job_folder("made").mkdir()
+    write_job(job_folder("made"), JobFile("made", read, QuantizeOptions()))
+    assert needed_by_job(plain) is not None
+    # A link to what the job reads by its own name can go.
+    (models / "other").symlink_to(plain)
+    assert needed_by_job(models / "other") is None
+    delete("other")
+    assert plain.is_dir()
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:

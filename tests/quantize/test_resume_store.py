@@ -61,7 +61,7 @@ def test_an_object_is_hashed_once_and_again_after_a_change(tmp_path: Path, monke
         path = store.object_path(digest)
         assert store.object_path(digest) == path and store.get(digest) == b"a layer"
         assert hashed == [str(path)]
-        path.write_bytes(b"another")
+        path.write_bytes(b"something else")
         with pytest.raises(CheckpointCorrupt):
             store.object_path(digest)
         with pytest.raises(CheckpointCorrupt):

@@ -1,8 +1,8 @@
 """How gptqmodel 7.6 keeps a job to go on with, in less memory and time; what it keeps stays the same.
 
 After each layer it writes a copy of all activations, which a closure that holds itself keeps until Python looks for
-such cycles: a gigabyte a layer of a 7B. And it hashes all finished layers, several times: the last of 32 layers took
-twice as long as the first.
+such cycles: a gigabyte a layer of a 7B. And it hashes all finished layers, several times: the eighteenth layer of a 7B
+took 1.6 times as long as the third.
 """
 
 from __future__ import annotations

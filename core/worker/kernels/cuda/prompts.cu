@@ -102,9 +102,9 @@ struct UnitTiles {
 // x, swizzled -> out [rows, outputs], plus `residual` [rows, outputs] if given. GATED: -> silu(gate) * up, as the rows of a
 // product with `out_row` K blocks, each input where `inverse_permutation` says, if given. partial_sums: NT * MT *
 // FOURS for each multiplying thread of each thread block. ready: a zero for each, and zero again at the end.
-// A multiprocessor has one thread block, since it takes all registers. With two smaller ones, as fast for few rows, a
-// thread block of an H200 that several programs shared stood still in the middle of its work, for ever, once in 7,000
-// steps of 32 rows. Why is not known; both moved registers from warp to warp (setmaxnreg).
+// A multiprocessor has one thread block, which takes all registers. With two smaller ones for few rows, and several
+// programs on the GPU, one thread block of an H200's waited for ever for copies that it had asked for: once in 8,000 steps
+// of 8 layers. Why is not known.
 template <int MT, int NT, int STAGES, bool GATED>
 __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
                                              u16* out, const u16* bias, const u16* residual, float4* partial_sums,
