@@ -20,7 +20,6 @@ from core.common.values import printable
 from core.hub.folders import MARGIN_BYTES, os_errors_explained
 from core.hub.hashing import is_right_file
 from core.library.scan import find_record, folder_of
-from core.quantize.needed import needed_by_job
 
 DELETING = ".deleting-"
 IMPORTING = ".importing-"
@@ -69,11 +68,10 @@ def verify(name: str, report: Report) -> Verification:
 
 
 def delete_refusal(folder: Path) -> InputError | None:
-    """Why the model in `folder` is not deleted: Hugging Face's cache belongs to other programs as well, or it is being
-    quantized."""
+    """Why the model in `folder` is not deleted: Hugging Face's cache belongs to other programs as well."""
     repo = cached_repo(folder)
     if repo is None:
-        return needed_by_job(folder)
+        return None
     return InputError("delete_cached", name=model_name(folder), command=f"hf cache rm model/{repo}")
 
 
@@ -94,11 +92,10 @@ def delete(name: str) -> None:
 
 
 def adapter_refusal(folder: Path) -> InputError | None:
-    """Why the adapter in `folder` is not deleted: it lies in a model's folder that is elsewhere, and others may use; or
-    it is to be merged."""
+    """Why the adapter in `folder` is not deleted: it lies in a model's folder that is elsewhere, and others may use."""
     model = folder.parent
     if model == adapters_dir() or not (model.is_symlink() or cached_repo(model)):
-        return needed_by_job(folder)
+        return None
     return InputError("delete_adapter_elsewhere", name=printable(folder.name), folder=printable(str(folder.resolve())))
 
 

@@ -12,6 +12,9 @@ from core.hub.address import parse_address
 from core.hub.folders import model_folders, remember
 from core.hub.queue import DownloadQueue
 from core.hub.source import Source
+from core.quantize.folders import job_folder
+from core.quantize.job_file import JobFile, write_job
+from core.quantize.options import QuantizeOptions
 from tests.support.adapters import write_adapter
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_standin import HubStandin
@@ -118,3 +121,11 @@ def test_only_adapters_are_deleted(home: Path, name: str, capfd: Caught) -> None
     assert main(["adapters", "--delete", name]) == 2
     assert (home / "adapters" / ".download-somebody_pirate").exists()
     assert (home / "models" / "tiny").exists() and (home / "adapters" / "pirate").exists()
+
+
+def test_one_that_a_job_is_to_merge_stays(home: Path, capfd: Caught) -> None:
+    adapter = write_adapter(home / "adapters" / "pirate", home / "models" / "tiny")
+    job_folder("made").mkdir()
+    write_job(job_folder("made"), JobFile("made", home / "models" / "tiny", QuantizeOptions(adapters=(adapter,))))
+    assert main(["adapters", "--delete", "pirate"]) == 2
+    assert "needed to make made" in capfd.readouterr().err and adapter.is_dir()

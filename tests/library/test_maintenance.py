@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,6 @@ from core.hub.source import RemoteFile, Source
 from core.library.fingerprint import fingerprint
 from core.library.maintenance import delete, delete_adapter, import_folder, verify
 from core.library.scan import disk_usage, facts, find, free_bytes, scan
-from core.quantize.folders import job_folder, remove_job
-from core.quantize.job_file import JobFile, write_job
-from core.quantize.needed import needed_by_job
-from core.quantize.options import QuantizeOptions
 from tests.support.adapters import write_adapter
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_models import WEIGHTS, hashes
@@ -244,50 +239,6 @@ def test_an_adapter_in_a_linked_model_is_not_this_librarys(models: Path, tmp_pat
         delete_adapter(models / "tiny" / "poet")
     assert caught.value.key == "delete_adapter_elsewhere" and str(theirs) in str(caught.value)
     assert theirs.is_dir()
-
-
-def test_what_a_job_still_reads_is_not_deleted(models: Path) -> None:
-    """A job that waited for its turn failed once its adapter was gone."""
-    source, other = make(models / "plain"), make(models / "other")
-    merged, own = write_adapter(models.parent / "adapters" / "pirate", source), write_adapter(other / "poet", other)
-    job = JobFile("made", source, QuantizeOptions(adapters=(merged, own)))
-    job_folder("made").mkdir()
-    write_job(job_folder("made"), job)
-    for delete_one in (
-        lambda: delete("plain"), lambda: delete("other"), lambda: delete_adapter(merged), lambda: delete_adapter(own)
-    ):  # fmt: skip
-        with pytest.raises(InputError) as caught:
-            delete_one()
-        assert caught.value.key == "delete_needed" and "made" in str(caught.value)
-    # A job that was copied is none.
-    write_job(job_folder("made"), replace(job, name="another"))
-    assert needed_by_job(source) is None
-    remove_job("made")
-    delete("plain")
-    delete("other")
-    delete_adapter(merged)
-    assert list(models.iterdir()) == []
-
-
-@pytest.mark.parametrize("way", ["up and down", "through a link", "as a link"])
-def test_what_a_job_reads_is_known_by_its_place(models: Path, tmp_path: Path, way: str) -> None:
-    plain = make(models / "plain")
-    if way == "up and down":
-        read = models / ".." / models.name / "plain"
-    elif way == "through a link":
-        (tmp_path / "data").symlink_to(models)
-        read = tmp_path / "data" / "plain"
-    else:
-        read = models / "linked"
-        read.symlink_to(plain)
-    job_folder("made").mkdir()
-    write_job(job_folder("made"), JobFile("made", read, QuantizeOptions()))
-    assert needed_by_job(plain) is not None
-    # A link to what the job reads by its own name can go.
-    (models / "other").symlink_to(plain)
-    assert needed_by_job(models / "other") is None
-    delete("other")
-    assert plain.is_dir()
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:

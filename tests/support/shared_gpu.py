@@ -10,8 +10,9 @@ import torch
 
 from core.worker.kernels.packed_prefill import FusedDequantGemm
 from core.worker.kernels.packing import CodeFormat
-from tests.worker.test_gpu_prefill import DEVICE, make_matrix
+from tests.support.random_matrix import make_matrix
 
+DEVICE = torch.device("cuda:0")
 ROWS, REPEATS = 32, 100
 # Of Qwen3.5-27B: the matrix of gate and up, and down's.
 SHAPES = [(5120, 34816), (17408, 5120)]

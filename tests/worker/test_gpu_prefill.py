@@ -15,8 +15,9 @@ from core.worker.kernels.decode_attention import DecodeKernels
 from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.packed_prefill import DequantThenGemm, FusedDequantGemm
 from core.worker.kernels.packed_small_batch import SmallBatchKernels
-from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix, invert_permutation
+from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation
 from tests.support.kv_pages import by_slot, paged
+from tests.support.random_matrix import make_matrix
 
 pytestmark = [
     pytest.mark.gpu,
@@ -153,25 +154,6 @@ def multiply(
 ) -> torch.Tensor:
     out = (x if matrix.permutation is None else x.index_select(1, matrix.permutation)).float() @ dequantized.t()
     return out if bias is None else out + bias.float()
-
-
-def make_matrix(
-    inputs: int,
-    outputs: int,
-    dtype: torch.dtype,
-    format: CodeFormat,
-    has_permutation: bool,
-    random: torch.Generator,
-) -> PackedMatrix:
-    tiles, groups = outputs // TILE, 1 if format.group_size < 0 else inputs // format.group_size
-    shape = (tiles, inputs // K_BLOCK, format.pieces, 32, 4)
-    codes = torch.randint(-(2**31), 2**31, shape, device=DEVICE, generator=random).to(torch.int32)
-    scales = (torch.rand((tiles, groups, 8, 2), device=DEVICE, generator=random) + 0.5) / 100
-    zeros = torch.randint(0, 2**format.bits, (tiles, groups, 8, 2), device=DEVICE, generator=random).to(dtype)
-    permutation = torch.randperm(inputs, device=DEVICE, generator=random).to(torch.int32)
-    return PackedMatrix(
-        codes, scales.to(dtype), zeros if format.has_zeros else None, permutation if has_permutation else None
-    )
 
 
 def far(got: torch.Tensor, wanted: torch.Tensor) -> float:

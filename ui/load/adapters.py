@@ -13,10 +13,10 @@ from core.common.values import printable
 from core.library.adapters import FoundAdapter, usual_room
 from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.last_model import last_load
-from core.library.maintenance import adapter_refusal, delete_adapter
 from core.library.scan import LibraryEntry
 from core.memory.adapter_room import MAX_ADAPTERS, NO_ROOM, AdapterRoom
 from ui.load.disk import size_words
+from ui.shared.deleting import adapter_refusal, delete_adapter
 from ui.shared.errors import sentence, show_error
 from ui.shared.i18n import text, tr
 from ui.shared.icon_buttons import icons

@@ -12,11 +12,12 @@ from core.common.paths import COMMIT_CHARS, models_dir
 from core.common.urls import host_name
 from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.hf_cache import cached_snapshots
-from core.library.maintenance import Verification, delete, delete_refusal, import_folder, verify
+from core.library.maintenance import Verification, import_folder, verify
 from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts, locate
 from ui.load.adapters import delete_question, draw_unused
 from ui.load.disk import draw_disk, size_words
 from ui.load.entries_cache import adapters_of_none
+from ui.shared.deleting import delete_model, model_refusal
 from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
@@ -86,7 +87,7 @@ def _draw_buttons(entry: LibraryEntry, seen: Fingerprint) -> None:
             if is_loaded(name):
                 st.markdown(tr("library.delete_loaded", name=name))
                 return
-            if (refusal := delete_refusal(entry.folder)) is not None:
+            if (refusal := model_refusal(entry.folder)) is not None:
                 st.markdown(sentence(refusal))
                 return
             st.markdown(delete_question(entry.folder))
@@ -113,7 +114,7 @@ def _delete(name: str, seen: Fingerprint) -> None:
     try:
         if fingerprint(locate(name)) not in ((), seen):
             raise InputError("library_other", name=name)
-        delete(name)
+        delete_model(name)
         tasks().forget(("verify", name, seen))
     except DeckError as error:
         st.session_state[f"{ERROR_KEY}_{name}"] = error
