@@ -13,7 +13,7 @@ from core.common.values import printable
 from core.library.adapters import FoundAdapter, find_adapters, read_alone
 from core.library.maintenance import delete_adapter
 from core.library.scan import find
-from core.quantize.needed import needed_by_job
+from core.quantize.needed import require_unneeded
 
 COLUMNS = ("name", "rank", "size", "base", "state")
 NO_VALUE = "-"
@@ -29,8 +29,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     """List the adapters; with a model, its own too, and whether it can have each."""
     if arguments.delete is not None:
         folder = shared_adapter(arguments.delete)
-        if (needed := needed_by_job(folder)) is not None:
-            raise needed
+        require_unneeded(folder)
         delete_adapter(folder)
         terminal.say("adapters_deleted", folder=printable(str(folder)))
         return 0

@@ -10,6 +10,7 @@ from core.common.errors import InputError
 from core.common.terminal import Terminal
 from core.library.maintenance import delete, folder_to_delete
 from core.library.scan import size_bytes
+from core.quantize.needed import require_unneeded
 
 
 def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
@@ -20,6 +21,7 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """Delete one model, after a question where somebody can answer it."""
     folder = folder_to_delete(arguments.name)
+    require_unneeded(folder)
     size = size_text(size_bytes(folder))
     if not arguments.yes:
         if not sys.stdin.isatty():

@@ -30,6 +30,12 @@ def needed_by_job(folder: Path) -> InputError | None:
     return None
 
 
+def require_unneeded(folder: Path) -> None:
+    """Raises InputError where `needed_by_job` has a reason."""
+    if (needed := needed_by_job(folder)) is not None:
+        raise needed
+
+
 def _places(path: Path) -> Iterator[str]:
     """Where `path` is, by the names in it and with its links followed, and all folders above."""
     for place in (os.path.abspath(path), _in_real_folder(path), os.path.realpath(path)):

@@ -87,7 +87,7 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: 
     is_copied = bool(copies) or model.folder is None
     resumes = can_resume(model.family) and (is_copied or not is_linked(model.folder or Path(), model.files))
     kept = result_bytes + ROW_SETS_ON_DISK * rows if resumes else 0
-    hashed = model.size_bytes + KEPT_PASSES * (model.num_layers * rows + result_bytes) if resumes else 0
+    keeping = model.size_bytes + KEPT_PASSES * (model.num_layers * rows + result_bytes) if resumes else 0
     ram = (
         PROCESS_BYTES
         + (ROW_SETS + KEPT_ROW_SETS * resumes) * rows
@@ -98,7 +98,7 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: 
     return QuantizePlan(
         time_s=_time_s(model, tokens, kind, _expert_share(model, options.sees_all))
         + (SOURCE_READS * model.size_bytes + copies + RESULT_COPIES * result_bytes) / DISK_BYTES_S
-        + hashed / HASH_BYTES_S,
+        + keeping / HASH_BYTES_S,
         disk_bytes=copies + 2 * result_bytes + kept,
         result_bytes=result_bytes,
         ram_bytes=ram,

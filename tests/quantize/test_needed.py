@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.main import main
 from core.common.errors import InputError
 from core.quantize.folders import job_folder, remove_job
 from core.quantize.job_file import JobFile, write_job
@@ -66,3 +67,13 @@ def test_what_a_job_reads_is_known_by_its_place(models: Path, tmp_path: Path, wa
     assert needed_by_job(models / "other") is None
     delete_model("other")
     assert plain.is_dir()
+
+
+def test_the_terminal_does_not_delete_it_either(models: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = make(models / "plain")
+    write(JobFile("made", source, QuantizeOptions()))
+    assert main(["delete", "plain", "--yes"]) == 2
+    assert "made" in capfd.readouterr().err and source.is_dir()
+    remove_job("made")
+    assert main(["delete", "plain", "--yes"]) == 0
+    assert not source.exists()

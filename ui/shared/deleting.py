@@ -7,8 +7,7 @@ from pathlib import Path
 
 from core.common.errors import InputError
 from core.library import maintenance
-from core.library.scan import folder_of
-from core.quantize.needed import needed_by_job
+from core.quantize.needed import needed_by_job, require_unneeded
 
 
 def model_refusal(folder: Path) -> InputError | None:
@@ -23,8 +22,7 @@ def adapter_refusal(folder: Path) -> InputError | None:
 
 def delete_model(name: str) -> None:
     """Raises InputError for a model that is not there or is not to be deleted, DeckError where it cannot be removed."""
-    if (refusal := model_refusal(folder_of(name))) is not None:
-        raise refusal
+    require_unneeded(maintenance.folder_to_delete(name))
     maintenance.delete(name)
 
 
