@@ -56,11 +56,20 @@ class TokenSigner:
         if not text or len(text) > MAX_TOKEN_CHARS:
             return None
         try:
-            name, expires, *place = self._signer().unsign(text).decode("ascii").split("~")
+            name, expires, *place = self._unsign(text).decode("ascii").split("~")
             signed = SignedToken(name, float(expires), *_read_place(*place))
         except (BadSignature, ValueError, TypeError):
             return None
         return None if signed.expires_s <= self._now() else signed
+
+    def _unsign(self, text: str) -> bytes:
+        """What was signed. Base64 has several texts for the same bytes ("+" for "-", another last letter); only the one
+        that `make` wrote is ours, so that a token cannot be altered and still be one. Raises BadSignature."""
+        signer = self._signer()
+        value = signer.unsign(text)
+        if signer.sign(value).decode() != text:
+            raise BadSignature("written otherwise than it was signed")
+        return value
 
     def _signer(self) -> Signer:
         key = f"{self._file.secret()}\n{self._key()}"

@@ -275,8 +275,20 @@ def test_a_token_with_one_letter_changed_is_none(place: int, letter: str) -> Non
     sessions = Sessions(MemoryFile(), lambda: "scrypt$1")
     token = sessions.begin()
     forged = token[: place % len(token)] + letter + token[place % len(token) + 1 :]
-    # The last letter of 43 carries 4 bits of the signature only: its neighbours mean the same.
-    assert forged[:-1] == token[:-1] or not sessions.is_valid(forged)
+    assert forged == token or not sessions.is_valid(forged)
+
+
+def test_other_letters_for_the_same_bytes_are_no_token() -> None:
+    """Base64 is read leniently: "+" counts as "-", and the last letter of 43 carries 4 bits of 6."""
+    sessions = Sessions(MemoryFile(), lambda: "scrypt$1")
+    tokens = [sessions.begin() for _ in range(100)]
+    with_dash = [token for token in tokens if "-" in token.rpartition(".")[2]]
+    others = [
+        signed + "." + signature.replace("-", "+") for signed, _, signature in (t.rpartition(".") for t in with_dash)
+    ]
+    others += [token[:-1] + chr(ord(token[-1]) + 1) for token in tokens]
+    assert with_dash and not any(sessions.is_valid(other) for other in others)
+    assert all(sessions.is_valid(token) for token in tokens)
 
 
 class MemoryFile(SecretFile):
