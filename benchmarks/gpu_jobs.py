@@ -188,6 +188,7 @@ def kernel_jobs(places: Places) -> Iterator[Job]:
     for name, seconds in (("attention_speed", 40.0), ("mixer_speed", 30.0), ("expert_speed", 60.0)):
         yield Job(name, ("-m", f"benchmarks.{name}", *results), seconds, has_limit=False)
     yield Job("row_products", ("-m", "benchmarks.row_products", *results), 80.0)
+    yield Job("product_parts", ("-m", "benchmarks.product_parts", *results), 90.0)
     yield Job("kernel_variants", ("-m", "benchmarks.kernel_variants", *results), 120.0)
 
 

@@ -22,6 +22,7 @@ from core.common.errors import DeckError
 from core.memory.kernels.llamadeck import PREFILL_TILE_ROWS
 from core.worker.kernels.packed_prefill import (
     ONE_ROW_TILES,
+    TRIED_TILES,
     TWO_ROW_TILES,
     FusedDequantGemm,
     PrefillTile,
@@ -39,7 +40,9 @@ SHAPES = {
 ROWS = (16, 32, 64, 128, 512, 2048)
 DTYPE, FORMAT = torch.float16, CodeFormat(4, 128, False)
 LEAST_BYTES, MOST_MATRICES = 1 << 28, 12
-LABELS = ("few rows", "many rows", "many outputs", "few outputs", "two tiles of rows", "cuBLAS, half precision")
+LABELS = (
+    "few rows", "many rows", "many outputs", "few outputs", "tried tile", "two tiles of rows", "cuBLAS, half precision"
+)  # fmt: skip
 
 
 def main() -> None:
@@ -77,10 +80,12 @@ def make_matrix(inputs: int, outputs: int) -> PackedMatrix:
 
 
 def tile_of(label: str, rows: int) -> PrefillTile | None:
-    """The tile that `label` stands for with so many rows; None: the one that is chosen. Raises KeyError for one that is
-    for more."""
+    """The tile that `label` stands for with so many rows; None: the one that is chosen. Raises KeyError where there is
+    none."""
     if label == "many rows":
         return None
+    if label == "tried tile":
+        return TRIED_TILES[tile_rows_of(rows)]
     if label == "two tiles of rows":
         if rows <= PREFILL_TILE_ROWS:
             raise KeyError(label)
@@ -88,14 +93,18 @@ def tile_of(label: str, rows: int) -> PrefillTile | None:
     return ONE_ROW_TILES[tile_rows_of(rows)][int(label == "few outputs")]
 
 
-def cell(label: str, matrices: list[PackedMatrix], rows: int, table: Figures, deadline: Deadline) -> str:
+def cell(
+    label: str, matrices: list[PackedMatrix], rows: int, table: Figures, deadline: Deadline, of: str | None = None
+) -> str:
+    """Microseconds of one product; `of`: the row of the table, if it is not `label`, which is a column then."""
+    row, column = (of, label) if of else (label, str(rows))
     try:
         deadline.require()
         seconds = time_of(run_of(label, matrices, rows)) / len(matrices)
     except (KeyError, DeckError, RuntimeError, AssertionError) as error:
-        table.fail(label, str(rows), str(error).partition("\n")[0][:200])
+        table.fail(row, column, str(error).partition("\n")[0][:200])
         return "–"
-    table.add(label, str(rows), seconds * 1e6)
+    table.add(row, column, seconds * 1e6)
     return f"{seconds * 1e6:.1f}"
 
 

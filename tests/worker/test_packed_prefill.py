@@ -10,6 +10,7 @@ from core.memory.kernels.llamadeck import PREFILL_PARTIAL_SUM_BYTES
 from core.worker.kernels.packed_prefill import (
     MIN_SHARE,
     ONE_ROW_TILES,
+    TRIED_TILES,
     TWO_ROW_TILES,
     PrefillTile,
     shared_bytes,
@@ -23,18 +24,18 @@ MOST_SHARED_BYTES = 228 * 1024
 
 
 @given(st.integers(1, 2000), st.integers(1, 500), st.integers(1, 200))
-def test_what_is_shared_keeps_the_gpu_busy_and_is_worth_it(units: int, blocks: int, multiprocessors: int) -> None:
-    grid, whole = stream_k_grid(units, blocks, multiprocessors)
+def test_what_is_shared_keeps_the_gpu_busy_and_is_worth_it(units: int, turns: int, multiprocessors: int) -> None:
+    grid, whole = stream_k_grid(units, turns, multiprocessors)
     assert 1 <= grid <= multiprocessors
     assert 0 <= whole <= units
     if whole < units:
         # Whole rounds for all, and a share for each: one that had none would be waited for without end.
         assert whole % grid == 0
-        assert (units - whole) * blocks >= MIN_SHARE * grid
+        assert (units - whole) * turns >= MIN_SHARE * grid
 
 
 @pytest.mark.parametrize(
-    ("units", "blocks", "expected"),
+    ("units", "turns", "expected"),
     [
         pytest.param(264, 64, (132, 264), id="two full rounds"),
         pytest.param(128, 64, (128, 128), id="nearly a round"),
@@ -46,12 +47,17 @@ def test_what_is_shared_keeps_the_gpu_busy_and_is_worth_it(units: int, blocks: i
         pytest.param(133, 3, (132, 133), id="units that are too short"),
     ],
 )
-def test_a_last_round_is_shared_where_it_is_short(units: int, blocks: int, expected: tuple[int, int]) -> None:
-    assert stream_k_grid(units, blocks, 132) == expected
+def test_a_last_round_is_shared_where_it_is_short(units: int, turns: int, expected: tuple[int, int]) -> None:
+    assert stream_k_grid(units, turns, 132) == expected
 
 
 @pytest.mark.parametrize(
-    ("rows", "tile"), [*((rows, one) for rows, some in ONE_ROW_TILES.items() for one in some), (128, TWO_ROW_TILES)]
+    ("rows", "tile"),
+    [
+        *((rows, one) for rows, some in ONE_ROW_TILES.items() for one in some),
+        *TRIED_TILES.items(),
+        (128, TWO_ROW_TILES),
+    ],
 )
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [-1, 32, 64, 128])

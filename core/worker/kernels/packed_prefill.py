@@ -32,31 +32,38 @@ from core.worker.kernels.packed_small_batch import (
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix
 from core.worker.kernels.row_norm import MAX_ROW, NORM_THREADS
 
-GEMM_THREADS, ROW_THREADS = 384, 256
+ROW_THREADS = 256
 # The longest rows that are normed with few registers, of which a multiprocessor has several at a time.
 USUAL_ROW = 8192
 # Inputs of a row for each thread of permute_rows.
 PERMUTED_INPUTS = 32
 # A last wave that keeps this share of the multiprocessors busy is not split.
 FULL_WAVE = 0.9
-# The fewest K blocks that a thread block gets of a split wave.
+# The fewest turns that a thread block gets of a split wave.
 MIN_SHARE = 4
 
 
 class PrefillTile(NamedTuple):
-    """What a thread block multiplies at once: 128 * `tiles` outputs with `row_tiles` tiles of rows, with as many K
-    blocks of 4 or 8 bit in flight as `stages` says."""
+    """What a thread block multiplies at once, a turn: 64 * `tiles` outputs for each of `warpgroups`, with `row_tiles`
+    tiles of rows and `turn` K blocks; of 4 or 8 bit as many turns are in flight as `stages` says."""
 
     tiles: int
     row_tiles: int
     stages: tuple[tuple[int, int], tuple[int, int]]
+    warpgroups: int = 2
+    turn: int = 1
 
     def stages_of(self, bits: int) -> int:
         return dict(self.stages)[bits]
 
     @property
     def outputs(self) -> int:
-        return 128 * self.tiles
+        return 64 * self.tiles * self.warpgroups
+
+    @property
+    def threads(self) -> int:
+        """One warpgroup more copies what they multiply."""
+        return 128 * (self.warpgroups + 1)
 
 
 # By how many rows a tile has: those for one row tile, of many outputs and of few.
@@ -64,6 +71,12 @@ ONE_ROW_TILES = {
     32: (PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 1, ((4, 10), (8, 7)))),
     64: (PrefillTile(2, 1, ((4, 8), (8, 6))), PrefillTile(1, 1, ((4, 7), (8, 5)))),
     128: (PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 1, ((4, 8), (8, 6)))),
+}
+# No product takes these before a GPU has measured them (benchmarks/row_products.py). Sixteen warps that multiply hide
+# more of what each of them waits for, and of 32 rows a turn may have two K blocks.
+TRIED_TILES = {
+    32: PrefillTile(1, 1, ((4, 5), (8, 3)), 4, 2),
+    64: PrefillTile(1, 1, ((4, 7), (8, 5)), 4),
 }
 # Of rows that take several tiles of PREFILL_TILE_ROWS, two use each dequantized code for twice the rows. Found by
 # trying on an H100; of 8 bit as many stages as there is room for.
@@ -80,36 +93,39 @@ def tile_rows_of(rows: int) -> int:
     return next((one for one in ONE_ROW_TILES if rows <= one), PREFILL_TILE_ROWS)
 
 
-def stream_k_grid(units: int, blocks: int, multiprocessors: int) -> tuple[int, int]:
-    """How many thread blocks compute `units` output tiles of `blocks` K blocks each, and how many whole units of those.
+def stream_k_grid(units: int, turns: int, multiprocessors: int) -> tuple[int, int]:
+    """How many thread blocks compute `units` output tiles of `turns` turns each, and how many whole units of those.
 
-    Stream-K: full waves stay whole. The thread blocks share the K blocks of a last wave that would leave much of the
-    GPU idle.
+    Stream-K: full waves stay whole. The thread blocks share the turns of a last wave that would leave much of the GPU
+    idle.
     """
     left = units % multiprocessors
-    grid = min(multiprocessors, max(units, units * blocks // MIN_SHARE))
+    grid = min(multiprocessors, max(units, units * turns // MIN_SHARE))
     # A unit's last thread block waits for the partial sums of all others, so each must have a share.
     if left == 0 or left >= FULL_WAVE * multiprocessors:
         return min(units, multiprocessors), units
     whole = units // multiprocessors * multiprocessors
-    if left * blocks < MIN_SHARE * grid:
+    if left * turns < MIN_SHARE * grid:
         # Too little for all by itself: together with the wave before it is enough.
         whole -= multiprocessors
-    if whole < 0 or blocks < MIN_SHARE:
+    if whole < 0 or turns < MIN_SHARE:
         return min(units, multiprocessors), units
     return grid, whole
 
 
 class PrefillKernels:
-    """The kernels of cuda/prompts.cu for one dtype and format, on one GPU."""
+    """The kernels of cuda/prompts.cu for one dtype and format, on one GPU. tried: those of TRIED_TILES alone."""
 
-    def __init__(self, dtype: torch.dtype, format: CodeFormat, tile_rows: int, device: torch.device) -> None:
+    def __init__(
+        self, dtype: torch.dtype, format: CodeFormat, tile_rows: int, device: torch.device, tried: bool = False
+    ) -> None:
         self._tile_rows = tile_rows
         several = [TWO_ROW_TILES] if tile_rows == PREFILL_TILE_ROWS else []
-        tiles = {one: shared_bytes(one, format, tile_rows) for one in (*ONE_ROW_TILES[tile_rows], *several)}
+        made = [TRIED_TILES[tile_rows]] if tried else [*ONE_ROW_TILES[tile_rows], *several]
+        tiles = {one: shared_bytes(one, format, tile_rows) for one in made}
         lines = (
             f"GEMM({name(one, is_gated)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, "
-            f"{str(is_gated).lower()}, {size})"
+            f"{one.warpgroups}, {one.turn}, {str(is_gated).lower()}, {size})"
             for is_gated in (False, True)
             for one, size in tiles.items()
         )
@@ -147,21 +163,24 @@ def rows_of(swizzled: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def name(tile: PrefillTile, is_gated: bool) -> str:
-    return f"{'gated_' if is_gated else ''}gemm_{tile.tiles}_{tile.row_tiles}"
+    return f"{'gated_' if is_gated else ''}gemm_{tile.tiles}_{tile.row_tiles}_{tile.warpgroups}"
 
 
 def shared_bytes(tile: PrefillTile, format: CodeFormat, tile_rows: int) -> int:
     """Bytes of a thread block's shared memory: `Stages` of cuda/prompts.cu, aligned to 1024 bytes."""
-    scales = format.scales_per_block * (1 + format.has_zeros)
-    codes = 8 * tile.tiles * (format.pieces * 512 + scales * 32)
-    stage = tile.row_tiles * tile_rows * K_BLOCK * 2 + codes + 16
-    done = 2 * tile.row_tiles * tile_rows * (tile.tiles * 64 + 8) * 2
+    inputs, tiles = tile.turn * K_BLOCK, 4 * tile.tiles * tile.warpgroups
+    scales = max(1, inputs // format.group_size) if format.group_size > 0 else 1
+    codes = tiles * (tile.turn * format.pieces * 512 + scales * (1 + format.has_zeros) * 32)
+    stage = tile.row_tiles * tile_rows * inputs * 2 + codes + 16
+    done = 2 * tile.row_tiles * tile_rows * (tiles * 8 + 8) * 2
     return tile.stages_of(format.bits) * stage + done + 1024
 
 
 @cache
-def prefill_kernels_for(dtype: torch.dtype, format: CodeFormat, tile_rows: int, device: torch.device) -> PrefillKernels:
-    return PrefillKernels(dtype, format, tile_rows, device)
+def prefill_kernels_for(
+    dtype: torch.dtype, format: CodeFormat, tile_rows: int, device: torch.device, tried: bool = False
+) -> PrefillKernels:
+    return PrefillKernels(dtype, format, tile_rows, device, tried)
 
 
 class FusedDequantGemm:
@@ -181,7 +200,7 @@ class FusedDequantGemm:
         self._ready = torch.zeros(PREFILL_MAX_BLOCKS, dtype=torch.int32, device=device)
 
     def tiles(self, rows: int) -> Sequence[PrefillTile]:
-        """Those that may be chosen for so many rows."""
+        """Those that may be chosen for so many rows; not those of TRIED_TILES, which `multiply` takes as well."""
         row_tiles = -(-rows // tile_rows_of(rows))
         return [one for one in self._kernels(rows).gemms if (one.row_tiles == 1) == (row_tiles == 1)]
 
@@ -212,9 +231,12 @@ class FusedDequantGemm:
         )  # fmt: skip
         return swizzled
 
-    def _kernels(self, rows: int) -> PrefillKernels:
+    def _kernels(self, rows: int, tile: PrefillTile | None = None) -> PrefillKernels:
         dtype, format, device = self._kind
-        return prefill_kernels_for(dtype, format, tile_rows_of(rows), device)
+        tile_rows = tile_rows_of(rows)
+        return prefill_kernels_for(
+            dtype, format, tile_rows, device, tile is not None and tile == TRIED_TILES.get(tile_rows)
+        )
 
     def _empty_tiles(self, rows: int, inputs: int, like: torch.Tensor) -> torch.Tensor:
         """For whole row tiles."""
@@ -236,7 +258,8 @@ class FusedDequantGemm:
         one than is chosen."""
         if out is None:
             out = torch.empty((rows, matrix.outputs), dtype=swizzled.dtype, device=swizzled.device)
-        tile, kernels = tile or self._tile_for(matrix, rows), self._kernels(rows)
+        tile = tile or self._tile_for(matrix, rows)
+        kernels = self._kernels(rows, tile)
         self._run(kernels.gemms[tile], tile, matrix, swizzled, rows, out, bias, residual, None, out.stride(0))
         return out
 
@@ -252,7 +275,8 @@ class FusedDequantGemm:
         """By a matrix that is gate's outputs, then up's -> silu(gate) * up, as `permute_rows` gives rows for the matrix
         that takes those, whose inputs lie where `inverse_permutation` says. Its inputs are a multiple of K_BLOCK. The
         rest as for `multiply_swizzled`."""
-        tile, kernels, size = tile or self._tile_for(matrix, rows), self._kernels(rows), matrix.outputs // 2
+        tile, size = tile or self._tile_for(matrix, rows), matrix.outputs // 2
+        kernels = self._kernels(rows, tile)
         out = self._empty_tiles(rows, size, swizzled)
         self._run(kernels.gated_gemms[tile], tile, matrix, swizzled, rows, out, bias, None, inverse_permutation,
                   size // K_BLOCK)  # fmt: skip
@@ -275,11 +299,12 @@ class FusedDequantGemm:
         out_row: int,
     ) -> None:
         tiles, blocks = matrix.codes.shape[:2]
+        assert blocks % tile.turn == 0
         row_tiles, multiprocessors = -(-rows // tile_rows_of(rows)), self._kernels(rows).multiprocessors
         units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
-        grid, whole = stream_k_grid(units, blocks, multiprocessors)
+        grid, whole = stream_k_grid(units, -(-blocks // tile.turn), multiprocessors)
         kernel(
-            (grid, 1, 1), GEMM_THREADS, matrix.codes, matrix.scales, matrix.zeros, swizzled, out, bias, residual,
+            (grid, 1, 1), tile.threads, matrix.codes, matrix.scales, matrix.zeros, swizzled, out, bias, residual,
             self._partial_sums, self._ready, inverse_permutation, out_row, rows, tiles, blocks, matrix.groups, whole,
         )  # fmt: skip
 

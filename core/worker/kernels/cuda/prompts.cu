@@ -2,8 +2,8 @@
 // group size, as matrices.cu, whose tiles it reads: a lane's words are its part of wgmma's A.
 //
 // The matrix's outputs are the product's M, the rows its N. `permute_rows` lays the rows out for wgmma (swizzled.cuh).
-// Of a thread block one warpgroup copies row tiles and codes, and two multiply: while the tensor cores are at one K block,
-// the next one's codes are dequantized.
+// Of a thread block one warpgroup copies row tiles and codes, and the others multiply: while the tensor cores are at the K
+// blocks of one turn, the next ones' codes are dequantized, by the same warps or by others.
 
 // What each thread of the two warpgroups has of a row tile's sums, in fours.
 #define FOURS (TILE_ROWS / 8)
@@ -41,48 +41,63 @@ extern "C" __global__ void __launch_bounds__(512)
     norm_row<MAX_ROW>(x, weight, inverse_permutation, out, x_row, blocks, eps, offset);
 }
 
-// Shared memory of a thread block: MT * 64 outputs for each of two warpgroups, NT * TILE_ROWS rows.
-template <int MT, int NT, int STAGES>
-struct Stages {
-    static constexpr int TILES = MT * 8, PITCH = MT * 64 + 8;
-    uint4 x[STAGES][NT][X_TILE / 8];
-    uint4 codes[STAGES][TILES][PIECES][32];
-    u32 scales[STAGES][SCALES][TILES][8];
-#if ZEROS
-    u32 zeros[STAGES][SCALES][TILES][8];
-#endif
-    u16 done[2][NT * TILE_ROWS][PITCH];
-    i64 full[STAGES], empty[STAGES];
+// What a thread block multiplies at once, a turn: TURN K blocks of MT * 64 outputs for each of GROUPS warpgroups, and of NT *
+// TILE_ROWS rows. STAGES: how many turns are in flight. Two warpgroups dequantize a turn ahead; of more there is always one
+// at the tensor cores, and no register to spare.
+template <int MT_, int NT_, int STAGES_, int GROUPS_, int TURN_>
+struct Turn {
+    static constexpr int MT = MT_, NT = NT_, STAGES = STAGES_, GROUPS = GROUPS_, TURN = TURN_;
+    static constexpr int TILES = GROUPS * MT * 4, WARPS = GROUPS * 4, THREADS = WARPS * 32;
+    static constexpr bool IS_AHEAD = GROUPS == 2;
+    // How many scales an output has for a turn, and for how many halves of a K block each is.
+    static constexpr int SETS = GROUP_SIZE_32 && GROUP_SIZE_32 < TURN * 2 ? TURN * 2 / (GROUP_SIZE_32 ? GROUP_SIZE_32 : 1) : 1,
+                         SET_HALVES = TURN * 2 / SETS;
+    // Of the results, half of the outputs side by side.
+    static constexpr int PITCH = TILES * 8 + 8;
 };
 
-// A thread block's work (stream-K): first its share of the K blocks of the units from `whole` on, from its end to its
-// beginning, then whole units before them. Where several thread blocks share a unit, the one with its last K blocks adds
-// the others' partial sums: it waits for earlier thread blocks alone, which a GPU starts before it. Not all of them need
-// to run at once.
-struct StreamKWork {
-    int whole, blocks, rest, next_whole, first, at, unit, begin, end;
+// Its shared memory.
+template <class T>
+struct Stages {
+    uint4 x[T::STAGES][T::NT][T::TURN][X_TILE / 8];
+    uint4 codes[T::STAGES][T::TILES][T::TURN * PIECES][32];
+    u32 scales[T::STAGES][T::SETS][T::TILES][8];
+#if ZEROS
+    u32 zeros[T::STAGES][T::SETS][T::TILES][8];
+#endif
+    u16 done[2][T::NT * TILE_ROWS][T::PITCH];
+    i64 full[T::STAGES], empty[T::STAGES];
+};
 
-    __device__ __forceinline__ StreamKWork(int units, int whole, int blocks)
-        : whole(whole), blocks(blocks), rest((units - whole) * blocks), next_whole(blockIdx.x) {
+// A thread block's work (stream-K): first its share of the turns of the units from `whole` on, from its end to its
+// beginning, then whole units before them. Where several thread blocks share a unit, the one with its last turns adds the
+// others' partial sums: it waits for earlier thread blocks alone, which a GPU starts before it. Not all of them need to run
+// at once.
+struct StreamKWork {
+    int whole, turns, next_whole, unit, begin, end;
+    u32 rest, first, at;
+
+    __device__ __forceinline__ StreamKWork(int units, int whole, int turns)
+        : whole(whole), turns(turns), next_whole(blockIdx.x), rest((units - whole) * turns) {
         first = end_of((int)blockIdx.x - 1), at = end_of(blockIdx.x);
     }
-    // Where the share of a thread block ends.
-    __device__ __forceinline__ int end_of(int block) const { return (int)((i64)rest * (block + 1) / gridDim.x); }
+    // Where the share of a thread block ends. Less than two waves are shared, so 32 bits are enough.
+    __device__ __forceinline__ u32 end_of(int block) const { return rest * (block + 1) / gridDim.x; }
     __device__ __forceinline__ bool next() {
         if (at > first) {
-            const int before = (at - 1) / blocks * blocks;
-            unit = whole + before / blocks, end = at - before;
-            at = max(first, before), begin = at - before;
+            const u32 of_rest = (at - 1) / turns, before = of_rest * turns;
+            unit = whole + of_rest, end = at - before;
+            at = first > before ? first : before, begin = at - before;
             return true;
         }
         if (next_whole >= whole) return false;
-        unit = next_whole, begin = 0, end = blocks;
+        unit = next_whole, begin = 0, end = turns;
         next_whole += gridDim.x;
         return true;
     }
-    // Whether the share of `other`, an earlier thread block, ends in this unit, of which this one has the last K blocks.
+    // Whether the share of `other`, an earlier thread block, ends in this unit, of which this one has the last turns.
     __device__ __forceinline__ bool begins_in(int other) const {
-        return begin > 0 && other >= 0 && end_of(other) > (unit - whole) * blocks;
+        return begin > 0 && other >= 0 && end_of(other) > (u32)(unit - whole) * turns;
     }
 };
 
@@ -105,51 +120,52 @@ struct UnitTiles {
 // A multiprocessor has one thread block, which takes all registers. With two smaller ones for few rows, and several
 // programs on the GPU, one thread block of an H200's waited for ever for copies that it had asked for: once in 8,000 steps
 // of 8 layers. Why is not known.
-template <int MT, int NT, int STAGES, bool GATED>
+template <class T, bool GATED>
 __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
                                              u16* out, const u16* bias, const u16* residual, float4* partial_sums,
                                              u32* ready, const int* inverse_permutation, int out_row, int rows,
                                              int tiles, int blocks, int groups, int whole) {
-    typedef Stages<MT, NT, STAGES> Room;
-    typedef UnitTiles<MT * 8, GATED> OfUnit;
-    constexpr int TILES = Room::TILES, PARTIAL_SUMS = NT * MT * FOURS * MMA_WARPS * 32;
+    typedef UnitTiles<T::TILES, GATED> OfUnit;
+    constexpr int MT = T::MT, NT = T::NT, TURN = T::TURN, SETS = T::SETS, THREADS = T::THREADS;
+    constexpr int PARTIAL_SUMS = NT * MT * FOURS * THREADS;
     extern __shared__ __align__(1024) unsigned char shared[];
-    Room& room = *(Room*)(shared + (1024 - smem_address(shared) % 1024) % 1024);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
-    const int row_blocks = (rows + NT * TILE_ROWS - 1) / (NT * TILE_ROWS),
-              units = (tiles + TILES - 1) / TILES * row_blocks;
+    Stages<T>& room = *(Stages<T>*)(shared + (1024 - smem_address(shared) % 1024) % 1024);
+    const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, (int)threadIdx.x / 32, 0), g = lane / 4;
+    const int row_blocks = (rows + NT * TILE_ROWS - 1) / (NT * TILE_ROWS), turns = blocks / TURN,
+              units = (tiles + T::TILES - 1) / T::TILES * row_blocks;
     if (threadIdx.x == 0) {
         // A stage is full once 128 threads' codes and the row tiles have arrived; empty once every warp has read it.
-        for (int s = 0; s < STAGES; s++) mbarrier_init(&room.full[s], 129), mbarrier_init(&room.empty[s], MMA_WARPS);
+        for (int s = 0; s < T::STAGES; s++) mbarrier_init(&room.full[s], 129), mbarrier_init(&room.empty[s], T::WARPS);
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncthreads();
     pdl_trigger();
     int stage = 0, parity = 0;
-    if (warp >= MMA_WARPS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        const int part = warp - MMA_WARPS;
-        // Where the warp's tiles and the lane's scales of a unit lie, from `block` on.
-        u32 from_codes[TILES / 4], from_scales = 0;
-        auto begin_unit = [&](int unit, int block) {
+    if (warp >= T::WARPS) {
+        if (T::IS_AHEAD) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        const int part = warp - T::WARPS;
+        // Where the warp's tiles and the lane's scales of a unit lie, from `turn` on.
+        constexpr int TURN_PIECES = TURN * PIECES;
+        u32 from_codes[T::TILES / 4], from_scales = 0;
+        auto begin_unit = [&](int unit, int turn) {
             const OfUnit of_unit(unit / row_blocks, tiles);
 #pragma unroll
-            for (int i = 0; i < TILES / 4; i++)
-                from_codes[i] = (u32)(of_unit[part + i * 4] * blocks + block) * (PIECES * 32) + lane;
+            for (int i = 0; i < T::TILES / 4; i++)
+                from_codes[i] = (u32)(of_unit[part + i * 4] * blocks + turn * TURN) * (PIECES * 32) + lane;
             from_scales = (u32)of_unit[lane / 2] * groups * 8 + lane % 2 * 4;
         };
-        auto copy_codes = [&](int to, int block) {
+        auto copy_codes = [&](int to, int turn) {
 #pragma unroll
-            for (int i = 0; i < TILES / 4; i++) {
+            for (int i = 0; i < T::TILES / 4; i++) {
 #pragma unroll
-                for (int piece = 0; piece < PIECES; piece++)
+                for (int piece = 0; piece < TURN_PIECES; piece++)
                     cp_async_16(&room.codes[to][part + i * 4][piece][lane], codes + from_codes[i] + piece * 32);
-                from_codes[i] += PIECES * 32;
+                from_codes[i] += TURN_PIECES * 32;
             }
-            if (part == 0 && lane < TILES * 2) {
+            if (part == 0 && lane < T::TILES * 2) {
 #pragma unroll
-                for (int i = 0; i < SCALES; i++) {
-                    const u32 from = from_scales + scale_group_of(block * 2 + i) * 8;
+                for (int i = 0; i < SETS; i++) {
+                    const u32 from = from_scales + scale_group_of(turn * TURN * 2 + i * T::SET_HALVES) * 8;
                     cp_async_16(&room.scales[to][i][lane / 2][lane % 2 * 4], scales + from);
 #if ZEROS
                     cp_async_16(&room.zeros[to][i][lane / 2][lane % 2 * 4], zeros + from);
@@ -160,83 +176,101 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
         };
         // No kernel writes codes: as many as there is room for are asked for before the rows are there.
         int early = 0;
-        StreamKWork first_work(units, whole, blocks);
+        StreamKWork first_work(units, whole, turns);
         if (first_work.next()) {
             begin_unit(first_work.unit, first_work.begin);
-            for (int block = first_work.begin; block < first_work.end && early < STAGES; block++)
-                copy_codes(early++, block);
+            for (int turn = first_work.begin; turn < first_work.end && early < T::STAGES; turn++) copy_codes(early++, turn);
         }
         pdl_wait();
-        for (StreamKWork work(units, whole, blocks); work.next();) {
+        for (StreamKWork work(units, whole, turns); work.next();) {
             if (!early) begin_unit(work.unit, work.begin);
             const int row_tile = work.unit % row_blocks * NT,
                       num_row_tiles = min(NT, (rows + TILE_ROWS - 1) / TILE_ROWS - row_tile);
             const uint4* from_x = x + (i64)row_tile * blocks * (X_TILE / 8);
-            for (int block = work.begin; block < work.end; block++) {
+            for (int turn = work.begin; turn < work.end; turn++) {
                 mbarrier_wait(&room.empty[stage], parity ^ 1);
-                if (threadIdx.x == MMA_WARPS * 32) {
-                    mbarrier_expect_bytes(&room.full[stage], num_row_tiles * X_TILE * 2);
+                if (threadIdx.x == THREADS) {
+                    mbarrier_expect_bytes(&room.full[stage], num_row_tiles * TURN * X_TILE * 2);
                     for (int n = 0; n < num_row_tiles; n++)
-                        cp_async_bulk(room.x[stage][n], from_x + ((i64)n * blocks + block) * (X_TILE / 8), X_TILE * 2,
-                                      &room.full[stage]);
+                        cp_async_bulk(room.x[stage][n], from_x + ((i64)n * blocks + turn * TURN) * (X_TILE / 8),
+                                      TURN * X_TILE * 2, &room.full[stage]);
                 }
                 if (early)
                     early--;
                 else
-                    copy_codes(stage, block);
-                if (++stage == STAGES) stage = 0, parity ^= 1;
+                    copy_codes(stage, turn);
+                if (++stage == T::STAGES) stage = 0, parity ^= 1;
             }
         }
         return;
     }
 
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    const int warpgroup = warp / 4, part = warp % 4;
+    if (T::IS_AHEAD) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    const int warpgroup = warp / 4, part = warp % 4, own_tile = warpgroup * MT * 4 + part;
     pdl_wait();
-    // The next stage's codes as operands, once they are there; which stage that was.
-    auto take = [&](u32 (&a)[4][MT][4]) {
+    // A turn's codes and scales as they are stored.
+    struct Raw {
+        uint4 codes[MT][TURN * PIECES];
+        u32 scales[SETS][MT];
+#if ZEROS
+        u32 zeros[SETS][MT];
+#endif
+    };
+    // The next stage's, once they are there; which stage that was.
+    auto take = [&](Raw& raw) {
         mbarrier_wait(&room.full[stage], parity);
 #pragma unroll
         for (int m = 0; m < MT; m++) {
-            const int tile = (warpgroup * MT + m) * 4 + part;
-            const uint4 now = room.codes[stage][tile][0][lane];
-#if BITS == 4
-            const u32 words[4] = {now.x, now.y, now.z, now.w};
-#else
-            const uint4 next = room.codes[stage][tile][1][lane];
-            const u32 words[8] = {now.x, now.y, now.z, now.w, next.x, next.y, next.z, next.w};
-#endif
+            const int tile = own_tile + m * 4;
 #pragma unroll
-            for (int step = 0; step < 4; step++) {
-                const int set = SCALES == 1 ? 0 : step / 2;
+            for (int piece = 0; piece < TURN * PIECES; piece++) raw.codes[m][piece] = room.codes[stage][tile][piece][lane];
+#pragma unroll
+            for (int set = 0; set < SETS; set++) {
+                raw.scales[set][m] = room.scales[stage][set][tile][g];
 #if ZEROS
-                const ZeroPair less = zero_pair(room.zeros[stage][set][tile][g]);
+                raw.zeros[set][m] = room.zeros[stage][set][tile][g];
+#endif
+            }
+        }
+        const int taken = stage;
+        if (++stage == T::STAGES) stage = 0, parity ^= 1;
+        return taken;
+    };
+    typedef u32 Operands[TURN * 4][MT][4];
+    auto dequantize = [&](const Raw& raw, Operands& a) {
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+#pragma unroll
+            for (int step = 0; step < TURN * 4; step++) {
+                const int set = step / 2 / T::SET_HALVES;
+#if ZEROS
+                const ZeroPair less = zero_pair(raw.zeros[set][m]);
 #else
                 const ZeroPair less = zero_pair(MIDDLE, MIDDLE);
 #endif
-                const u32 scale = room.scales[stage][set][tile][g];
+                const uint4& from = raw.codes[m][step * PIECES / 4];
+                const u32 words[4] = {from.x, from.y, from.z, from.w};
+                const u32 scale = raw.scales[set][m];
                 const u32 even = splat((u16)scale), odd = splat((u16)(scale >> 16));
                 u32* to = a[step][m];
-                centered_codes(words + step * OPERAND_WORDS, less, to);
+                centered_codes(words + step * OPERAND_WORDS % 4, less, to);
                 to[0] = times(to[0], even), to[2] = times(to[2], even);
                 to[1] = times(to[1], odd), to[3] = times(to[3], odd);
             }
         }
-        const int taken = stage;
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-        return taken;
     };
-    for (StreamKWork work(units, whole, blocks); work.next();) {
+    for (StreamKWork work(units, whole, turns); work.next();) {
         float sum[NT][MT][TILE_ROWS / 2] = {};
-        auto multiply = [&](const u32 (&a)[4][MT][4], int held) {
+        auto multiply = [&](const Operands& a, int held) {
             const unsigned long long with = wgmma_descriptor(room.x[held]);
             asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-            for (int step = 0; step < 4; step++)
+            for (int step = 0; step < TURN * 4; step++)
 #pragma unroll
                 for (int n = 0; n < NT; n++)
 #pragma unroll
-                    for (int m = 0; m < MT; m++) wgmma(sum[n][m], a[step][m], with + n * (X_TILE / 8) + step * 2);
+                    for (int m = 0; m < MT; m++)
+                        wgmma(sum[n][m], a[step][m], with + (n * TURN + step / 4) * (X_TILE / 8) + step % 4 * 2);
             asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         };
         auto finish = [&](int held) {
@@ -244,27 +278,31 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
             __syncwarp();
             if (lane == 0) mbarrier_arrive(&room.empty[held]);
         };
-        u32 a[2][4][MT][4];
-        int held = take(a[0]);
-        for (int base = work.begin; base < work.end; base += 2)
+        Operands a[T::IS_AHEAD ? 2 : 1];
+        Raw raw;
+        int held = take(raw);
+        dequantize(raw, a[0]);
+        for (int base = work.begin; base < work.end; base += T::IS_AHEAD ? 2 : 1)
 #pragma unroll
-            for (int side = 0; side < 2; side++) {
-                if (base + side >= work.end) break;
+            for (int side = 0; side < (T::IS_AHEAD ? 2 : 1); side++) {
+                const int turn = base + side, done = held;
+                if (T::IS_AHEAD && turn >= work.end) break;
                 multiply(a[side], held);
-                const int done = held;
-                if (base + side + 1 < work.end) held = take(a[side ^ 1]);
+                if (turn + 1 < work.end) held = take(raw);
+                if (T::IS_AHEAD && turn + 1 < work.end) dequantize(raw, a[side ^ 1]);
                 finish(done);
+                if (!T::IS_AHEAD && turn + 1 < work.end) dequantize(raw, a[0]);
             }
 
-        if (work.end < blocks) {
+        if (work.end < turns) {
             float4* to = partial_sums + blockIdx.x * PARTIAL_SUMS + threadIdx.x;
 #pragma unroll
             for (int i = 0; i < NT * MT * FOURS; i++) {
                 const float* from = &sum[i / FOURS / MT][i / FOURS % MT][i % FOURS * 4];
-                to[i * MMA_WARPS * 32] = make_float4(from[0], from[1], from[2], from[3]);
+                to[i * THREADS] = make_float4(from[0], from[1], from[2], from[3]);
             }
             __threadfence();
-            named_barrier_sync(3, MMA_WARPS * 32);
+            named_barrier_sync(1, THREADS);
             if (threadIdx.x == 0) st_release(ready + blockIdx.x, 1);
             continue;
         }
@@ -273,36 +311,38 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
         if (others) {
             u32* of_others = ready + blockIdx.x - others;
             // Each waits for another one: one after the other would be a round trip for each.
-            for (int other = threadIdx.x; other < others; other += MMA_WARPS * 32) {
+            for (int other = threadIdx.x; other < others; other += THREADS) {
                 while (!ld_acquire(of_others + other)) {
                 }
             }
-            named_barrier_sync(3, MMA_WARPS * 32);
+            named_barrier_sync(1, THREADS);
             const float4* from = partial_sums + (blockIdx.x - others) * PARTIAL_SUMS + threadIdx.x;
             for (int other = 0; other < others; other++, from += PARTIAL_SUMS) {
 #pragma unroll
                 for (int i = 0; i < NT * MT * FOURS; i++) {
                     float* to = &sum[i / FOURS / MT][i / FOURS % MT][i % FOURS * 4];
-                    const float4 more = __ldcg(from + i * MMA_WARPS * 32);
+                    const float4 more = __ldcg(from + i * THREADS);
                     to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
                 }
             }
-            named_barrier_sync(3, MMA_WARPS * 32);
-            for (int other = threadIdx.x; other < others; other += MMA_WARPS * 32) st_release(of_others + other, 0);
+            named_barrier_sync(1, THREADS);
+            for (int other = threadIdx.x; other < others; other += THREADS) st_release(of_others + other, 0);
         }
 
         // sum[.][4j..4j+3]: outputs g, g, g+8, g+8 of rows 8j+2t, 8j+2t+1, 8j+2t, 8j+2t+1.
         const OfUnit of_unit(work.unit / row_blocks, tiles);
-        const int first = of_unit.first + (GATED ? 0 : warpgroup * MT * 4),
-                  first_row = work.unit % row_blocks * NT * TILE_ROWS;
-        // One warpgroup has gate's outputs, the other one up's.
-        auto sync_done = [&] { GATED ? named_barrier_sync(3, MMA_WARPS * 32) : named_barrier_sync(warpgroup + 1, 128); };
+        const int first_row = work.unit % row_blocks * NT * TILE_ROWS;
+        // Of a GATED product the first half of the warpgroups has gate's outputs, the second one up's. Else a warpgroup stores
+        // its own.
+        constexpr int HALF_TILES = T::TILES / 2;
+        auto sync_done = [&] { GATED ? named_barrier_sync(1, THREADS) : named_barrier_sync(warpgroup + 2, 128); };
         sync_done();
 #pragma unroll
         for (int m = 0; m < MT; m++) {
+            const int tile = own_tile + m * 4;
             float more[2] = {};
-            if (bias && first + m * 4 + part < of_unit.end) {
-                const u16* from = bias + of_unit[(warpgroup * MT + m) * 4 + part] * 16 + g;
+            if (bias && of_unit.first + (GATED ? tile % HALF_TILES : tile) < of_unit.end) {
+                const u16* from = bias + of_unit[tile] * 16 + g;
                 more[0] = to_float(from[0]), more[1] = to_float(from[8]);
             }
 #pragma unroll
@@ -311,7 +351,8 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
                 u32 r[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) r[i] = pack(from[i * 2] + more[i % 2], from[i * 2 + 1] + more[i % 2]);
-                u16* to = &room.done[warpgroup][(j + lane / 16) * 8 + lane % 8][(m * 4 + part) * 16 + lane / 8 % 2 * 8];
+                u16* to = &room.done[tile / HALF_TILES][(j + lane / 16) * 8 + lane % 8]
+                                    [tile % HALF_TILES * 16 + lane / 8 % 2 * 8];
                 asm volatile(
                     "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(smem_address(to)),
                     "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
@@ -319,21 +360,22 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
             }
         }
         sync_done();
-        constexpr int STORING = GATED ? MMA_WARPS * 32 : 128;
-        for (int at = threadIdx.x % STORING; at < NT * TILE_ROWS * MT * 8; at += STORING) {
-            const int row = at / (MT * 8), eight = at % (MT * 8);
-            if (first_row + row >= rows || first + eight / 2 >= of_unit.end) continue;
+        constexpr int STORING = GATED ? THREADS : 128, EIGHTS = GATED ? HALF_TILES * 2 : MT * 8;
+        for (int at = threadIdx.x % STORING; at < NT * TILE_ROWS * EIGHTS; at += STORING) {
+            const int row = at / EIGHTS, eight = at % EIGHTS + (GATED ? 0 : warpgroup * EIGHTS);
+            if (first_row + row >= rows || of_unit.first + eight / 2 >= of_unit.end) continue;
             if (GATED) {
                 float gates[8], ups[8];
                 unpack8(*(const uint4*)&room.done[0][row][eight * 8], gates);
                 unpack8(*(const uint4*)&room.done[1][row][eight * 8], ups);
 #pragma unroll
                 for (int i = 0; i < 8; i++) ups[i] = swiglu(gates[i], ups[i]);
-                store_swizzled_8(pack8(ups), first_row + row, first * 16 + eight * 8, inverse_permutation, out_row, out);
+                store_swizzled_8(pack8(ups), first_row + row, of_unit.first * 16 + eight * 8, inverse_permutation, out_row,
+                                 out);
                 continue;
             }
-            const i64 to = (i64)(first_row + row) * out_row + first * 16 + eight * 8;
-            uint4 value = *(const uint4*)&room.done[warpgroup][row][eight * 8];
+            const i64 to = (i64)(first_row + row) * out_row + of_unit.first * 16 + eight * 8;
+            uint4 value = *(const uint4*)&room.done[eight / (HALF_TILES * 2)][row][eight % (HALF_TILES * 2) * 8];
             if (residual) {
                 float whole[8], more[8];
                 unpack8(value, whole);
@@ -347,13 +389,14 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
     }
 }
 
-#define GEMM(NAME, MT, NT, STAGES, GATED, BYTES)                                                                       \
-    static_assert(sizeof(Stages<MT, NT, STAGES>) + 1024 == BYTES, "what a block of threads has room for");             \
-    extern "C" __global__ void __launch_bounds__(384, 1)                                                               \
+#define GEMM(NAME, MT, NT, STAGES, GROUPS, TURN, GATED, BYTES)                                                         \
+    typedef Turn<MT, NT, STAGES, GROUPS, TURN> Turn_##NAME;                                                            \
+    static_assert(sizeof(Stages<Turn_##NAME>) + 1024 == BYTES, "what a block of threads has room for");                \
+    extern "C" __global__ void __launch_bounds__(GROUPS * 128 + 128, 1)                                                \
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x, u16* out, const u16* bias,       \
              const u16* residual, float4* partial_sums, u32* ready, const int* inverse_permutation, int out_row,       \
              int rows, int tiles, int blocks, int groups, int whole) {                                                 \
-        dequant_gemm<MT, NT, STAGES, GATED>(codes, scales, zeros, x, out, bias, residual, partial_sums, ready,         \
-                                                    inverse_permutation, out_row, rows, tiles, blocks, groups, whole); \
+        dequant_gemm<Turn_##NAME, GATED>(codes, scales, zeros, x, out, bias, residual, partial_sums, ready,            \
+                                         inverse_permutation, out_row, rows, tiles, blocks, groups, whole);            \
     }
 GEMMS
