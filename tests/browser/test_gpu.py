@@ -77,6 +77,24 @@ def test_moving_a_slider_moves_the_bar_and_the_sentence(page: Page, address: str
     expect(bar(page, "7B fits")).to_contain_text("Context memory 1.0 GiB", use_inner_text=True)
 
 
+def test_the_tokens_in_all_follow_the_context(page: Page, address: str) -> None:
+    """The choice went on to show the tokens of the context that it was made with."""
+    open_page(page, address, "Load_Model")
+    chats = key(page, "gauge_chats_7B").get_by_role("slider")
+    chats.focus()
+    chats.press("ArrowRight")
+    pool = page.get_by_role("combobox", name="Tokens that can be kept")
+    expect(pool).to_have_value("Every chat can be full")
+    pool.click()
+    page.get_by_role("option").last.click()
+    expect(pool).to_have_value("4,096 tokens in all")
+    context = key(page, "gauge_context_7B").get_by_role("slider")
+    context.focus()
+    for _ in range(16):
+        context.press("ArrowLeft")
+    expect(pool).to_have_value("2,048 tokens in all")
+
+
 def test_a_model_that_does_not_fit_can_be_loaded_only_on_purpose(page: Page, address: str) -> None:
     open_page(page, address, "Load_Model")
     expect(bar(page, "70B does not fit")).to_be_visible()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,17 @@ def test_a_theme_chosen_on_settings_holds_on_every_page(page: Page, address: str
         expect(page.get_by_test_id("stSidebarNav")).to_be_visible(timeout=WAIT_MS)
         assert background() == dark
     expect(page.get_by_test_id("stMainMenu")).to_have_count(0)
+
+
+def test_choices_speak_the_language_that_is_switched_to(page: Page, address: str) -> None:
+    """The card that is planned for kept the words of the language before until it was opened."""
+    page.goto(f"{address}/Download")
+    card = page.locator(".st-key-plan_gpu").get_by_role("combobox")
+    expect(card).to_have_value(re.compile("^本机："), timeout=WAIT_MS)
+    page.get_by_role("radio", name="English").first.click()
+    expect(card).to_have_value(re.compile("^This machine: "), timeout=WAIT_MS)
+    page.get_by_role("radio", name="简体中文").first.click()
+    expect(card).to_have_value(re.compile("^本机："), timeout=WAIT_MS)
 
 
 def test_an_upload_speaks_chinese_and_english_again_after_a_switch(page: Page, address: str) -> None:

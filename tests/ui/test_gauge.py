@@ -337,10 +337,10 @@ from core.library.last_model import last_load
 tab = open_tab("2_Load_Model", {locale!r})
 tab.select_slider(key="gauge_chats_7B").set_value(8)
 run(tab)
-choices = tab.selectbox(key="gauge_pool_8_7B").options
-tab.selectbox(key="gauge_pool_8_7B").set_value(2)
+choices = named(tab.selectbox, "gauge_pool_8_7B").options
+named(tab.selectbox, "gauge_pool_8_7B").set_value(2)
 run(tab)
-seen, alone = words(tab), [one.key for one in tab.selectbox if str(one.key).endswith("70B")]
+seen, alone = words(tab), [one.key for one in tab.selectbox if re.match("gauge_pool.*_70B", str(one.key))]
 load(tab, "7B")
 run(tab)
 facts = resources.engine().state.facts
@@ -358,8 +358,8 @@ tab = open_tab("2_Load_Model")
 tab.select_slider(key="gauge_context_7B").set_value(256)
 tab.select_slider(key="gauge_chats_7B").set_value(64)
 run(tab)
-choices = tab.selectbox(key="gauge_pool_64_7B").options
-tab.selectbox(key="gauge_pool_64_7B").set_value(1)
+choices = named(tab.selectbox, "gauge_pool_64_7B").options
+named(tab.selectbox, "gauge_pool_64_7B").set_value(1)
 run(tab)
 tell([choices, words(tab)])
 """

@@ -41,6 +41,7 @@ from ui.load.gpu_choice import devices_here
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_alone
 from ui.shared.i18n import text, tr
+from ui.shared.identity import show_words
 from ui.shared.markdown import escape
 from ui.shared.pending import answer
 from ui.shared.people import person
@@ -85,6 +86,7 @@ def _choose_target(found: list[str]) -> str:
     """A folder in models/, or what somebody typed: a repository, or a path."""
     if found:
         labels = {name: name for name in found} | {OTHER: text("own.other")}
+        show_words(OWN_TARGET_KEY, labels.get(st.session_state.get(OWN_TARGET_KEY, found[0]), ""))
         chosen = st.selectbox(tr("own.target"), list(labels), key=OWN_TARGET_KEY, persist_state="session",
                               format_func=labels.__getitem__)  # fmt: skip
         if chosen != OTHER:

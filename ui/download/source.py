@@ -13,6 +13,7 @@ from core.hub.source import Kind
 from core.hub.tokens import forget_token, store_token, token_keeper
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
+from ui.shared.identity import show_words
 from ui.shared.resources import preferences, tasks
 
 ENDPOINTS = {"huggingface": HUGGINGFACE, "mirror": MIRROR, "modelscope": MODELSCOPE}
@@ -25,6 +26,7 @@ def choose_source() -> tuple[Kind, str] | None:
     """The kind of server and its address; None where a person's own address is none, which is said then."""
     chosen = _chosen()
     labels = {name: tr(f"find.source_{name}") for name in (*ENDPOINTS, OWN)}
+    show_words(KEY, labels[chosen])
     st.selectbox(tr("find.source"), list(labels), key=KEY, format_func=labels.__getitem__, persist_state="session",
                  on_change=_remember)  # fmt: skip
     if chosen != OWN:

@@ -11,6 +11,7 @@ from core.memory.fit_report import FitReport
 from core.memory.pages import PAGE_TOKENS
 from ui.load.gauge import Verdict
 from ui.shared.i18n import tr
+from ui.shared.identity import drawn_choice, key_of
 
 # Every chat can be full; else how many contexts the tokens in all are worth.
 EVERY_FULL = 0
@@ -31,13 +32,25 @@ def draw_cache(name: str, context_tokens: int, num_chats: int, has_pool: bool) -
     bits: CacheBits = 8 if _draw_bits(name) else 16
     if not has_pool:
         return CacheChoice(bits=bits)
-    contexts, pool_tokens = _choices(num_chats), promise_before(name).pool_tokens
-    begin = max((one for one in contexts if pool_tokens and one * context_tokens <= pool_tokens), default=EVERY_FULL)
+    contexts, kept_key = _choices(num_chats), _kept_key(name, num_chats)
+    if kept_key not in st.session_state:
+        before = promise_before(name).pool_tokens
+        st.session_state[kept_key] = max(
+            (one for one in contexts if before and one * context_tokens <= before), default=EVERY_FULL
+        )
+    kept = st.session_state[kept_key]
     labels = {one: _words(one, context_tokens, num_chats) for one in contexts}
-    chosen = st.selectbox(tr("gauge.promise"), contexts, contexts.index(begin), key=_key(name, num_chats),
-                          format_func=labels.__getitem__, help=tr("gauge.promise_help"),
-                          persist_state="session")  # fmt: skip
-    return CacheChoice(_pool_tokens(chosen, context_tokens), bits)
+    # For each context a widget of its own: a browser tells a choice by its words, which name the context's tokens.
+    key = key_of(_name(name, num_chats), context_tokens, kept)
+    st.selectbox(tr("gauge.promise"), contexts, key=key, format_func=labels.__getitem__, help=tr("gauge.promise_help"),
+                 on_change=_keep, args=(name, num_chats))  # fmt: skip
+    return CacheChoice(_pool_tokens(kept, context_tokens), bits)
+
+
+def _keep(name: str, num_chats: int) -> None:
+    chosen = drawn_choice(_name(name, num_chats))
+    if chosen in _choices(num_chats):
+        st.session_state[_kept_key(name, num_chats)] = chosen
 
 
 def _draw_bits(name: str) -> bool:
@@ -48,7 +61,8 @@ def _draw_bits(name: str) -> bool:
 
 def cache_now(name: str, context_tokens: int, num_chats: int, drawn: CacheChoice) -> CacheChoice:
     """What is chosen now, in a callback; `drawn` is what it was when the page was drawn."""
-    chosen, is_8_bit = st.session_state.get(_key(name, num_chats)), st.session_state.get(_bits_key(name))
+    _keep(name, num_chats)  # Its own callback may come after the one that asks.
+    chosen, is_8_bit = st.session_state.get(_kept_key(name, num_chats)), st.session_state.get(_bits_key(name))
     pool_tokens = drawn.pool_tokens if chosen is None else _pool_tokens(chosen, context_tokens)
     return CacheChoice(pool_tokens, drawn.bits if is_8_bit is None else 8 if is_8_bit else 16)
 
@@ -74,5 +88,9 @@ def _bits_key(name: str) -> str:
     return f"gauge_bits_{name}"
 
 
-def _key(name: str, num_chats: int) -> str:
+def _name(name: str, num_chats: int) -> str:
     return f"gauge_pool_{num_chats}_{name}"
+
+
+def _kept_key(name: str, num_chats: int) -> str:
+    return f"kept_pool_{num_chats}_{name}"

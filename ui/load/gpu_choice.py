@@ -14,6 +14,7 @@ from core.memory.kernels.registry import has_c_compiler
 from ui.shared.errors import sentence, show_error
 from ui.shared.gpus import gpu_error, gpus_here, reading
 from ui.shared.i18n import tr
+from ui.shared.identity import show_words
 from ui.shared.resources import engine
 
 KEY, COUNT_KEY = "plan_gpu", "plan_gpu_count"
@@ -58,6 +59,7 @@ def choose_devices() -> Devices:
     newest = sorted(known_gpus(), key=lambda gpu: (gpu.compute_capability, gpu.total_mib), reverse=True)
     names = dict.fromkeys(gpu.name for gpu in newest if not gpu.is_rare)
     labels = {name: _label(name, here) for name in [HERE, *names]}
+    show_words(KEY, labels.get(st.session_state.get(KEY, HERE), ""))
     chosen = st.selectbox(tr("gauge.card"), list(labels), key=KEY, persist_state="session",
                           format_func=labels.__getitem__, help=tr("gauge.card_help"))  # fmt: skip
     if not here and (chosen == HERE or gpu_error() is not None):

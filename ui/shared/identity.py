@@ -20,6 +20,7 @@ from ui.shared.resources import LANGUAGE_KEY
 DRAWN_KEY, COUNT_KEY, HELD_KEY = "drawn_widgets", "drawn_count", "held_texts"
 # The widgets whose value the browser has, and what Streamlit made of its last step.
 SENT_KEY, STEP_KEY = "sent_widgets", "last_step"
+WORDS_KEY = "shown_words"
 
 
 class Drawn(NamedTuple):
@@ -70,6 +71,21 @@ def begin_with(key: str, value: Any) -> None:
         sent.add(key)
     elif key not in sent:
         state[key] = state[key]
+
+
+def show_words(key: str, words: str) -> None:
+    """Let the browser show the choice of this key by these `words`. Call it before the choice is drawn.
+
+    It tells a choice by its words, and else goes on to show those that it had: of another language, or of what was
+    known before.
+    """
+    state, shown = st.session_state, st.session_state.setdefault(WORDS_KEY, {})
+    if key in state and shown.get(key, words) != words:
+        state[key] = state[key]
+        _sent().discard(key)
+    elif key in state:
+        begin_with(key, state[key])
+    shown[key] = words
 
 
 def _quieten(key: str, value: Any) -> None:
@@ -124,6 +140,12 @@ def known_value(name: str, thing: object, drawn: Any) -> Any:
     """What this tab saw or stored last as the `name` of `thing`; else what the widget was `drawn` with."""
     last = _drawn().get(name)
     return last.value if last is not None and last.thing == str(thing) else drawn
+
+
+def drawn_choice(name: str) -> Any:
+    """What the widget that was drawn last under `name` shows by now; None where there is none."""
+    last = _drawn().get(name)
+    return None if last is None else st.session_state.get(last.key)
 
 
 def note_stored(name: str, thing: object, value: Any) -> None:
