@@ -171,7 +171,7 @@ def single_jobs(places: Places) -> Iterator[Job]:
     yield Job("lookup", ("-m", "benchmarks.lookup_speed", "--make", folder, *results), 50.0, ("7B",), card_gib=gib)
     # In a folder of its own: it is taken away at the end.
     work = str(places.folder / "quantize")
-    yield Job("quantize 7B", ("-m", "benchmarks.quantize_plan", work, "--models", "7B", *results), 400.0)
+    yield Job("quantize 7B", ("-m", "benchmarks.quantize_plan", work, "--models", "7B", *results), 500.0)
 
 
 def split_jobs(places: Places) -> Iterator[Job]:
@@ -188,7 +188,7 @@ def kernel_jobs(places: Places) -> Iterator[Job]:
     for name, seconds in (("attention_speed", 40.0), ("mixer_speed", 30.0), ("expert_speed", 60.0)):
         yield Job(name, ("-m", f"benchmarks.{name}", *results), seconds, has_limit=False)
     yield Job("row_products", ("-m", "benchmarks.row_products", *results), 80.0)
-    yield Job("product_parts", ("-m", "benchmarks.product_parts", *results), 90.0)
+    yield Job("product_parts", ("-m", "benchmarks.product_parts", *results), 180.0)
     yield Job("kernel_variants", ("-m", "benchmarks.kernel_variants", *results), 120.0)
 
 

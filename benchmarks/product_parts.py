@@ -16,14 +16,14 @@ import torch
 
 from benchmarks.deadline import Deadline, add_limit
 from benchmarks.figures import Figures, add_results
-from benchmarks.row_products import FORMAT, SHAPES, cell, make_matrix, num_matrices
+from benchmarks.row_products import FORMAT, SHAPES, TRIED, cell, make_matrix, num_matrices
 from benchmarks.row_products import tile_of as row_tile_of
 from core.worker.kernels import packed_prefill
 from core.worker.kernels.packed_prefill import prefill_kernels_for
 from core.worker.plan_load import use_capturable_stream
 
 INPUTS, OUTPUTS = SHAPES["27B"]["gate and up"]
-LABELS = ("many outputs", "few outputs", "tried tile", "two tiles of rows")
+LABELS = ("many outputs", "few outputs", *TRIED, "two tiles of rows")
 ROWS = (32, 64, 2048)
 # What is left out, as a pattern of the source and what stands in its place.
 DEQUANTIZING = {

@@ -40,8 +40,9 @@ SHAPES = {
 ROWS = (16, 32, 64, 128, 512, 2048)
 DTYPE, FORMAT = torch.float16, CodeFormat(4, 128, False)
 LEAST_BYTES, MOST_MATRICES = 1 << 28, 12
+TRIED = tuple(f"tried tile {number + 1}" for number in range(max(map(len, TRIED_TILES.values()))))
 LABELS = (
-    "few rows", "many rows", "many outputs", "few outputs", "tried tile", "two tiles of rows", "cuBLAS, half precision"
+    "few rows", "many rows", "many outputs", "few outputs", *TRIED, "two tiles of rows", "cuBLAS, half precision"
 )  # fmt: skip
 
 
@@ -84,8 +85,8 @@ def tile_of(label: str, rows: int) -> PrefillTile | None:
     none."""
     if label == "many rows":
         return None
-    if label == "tried tile":
-        return TRIED_TILES[tile_rows_of(rows)]
+    if label in TRIED:
+        return dict(zip(TRIED, TRIED_TILES[tile_rows_of(rows)], strict=False))[label]
     if label == "two tiles of rows":
         if rows <= PREFILL_TILE_ROWS:
             raise KeyError(label)

@@ -181,8 +181,7 @@ def test_a_product_adds_each_rows_own_adapter_before_its_epilogue(rank: int) -> 
 
 
 def tiles_of(gemm: FusedDequantGemm, rows: int) -> list[PrefillTile]:
-    tried = TRIED_TILES.get(tile_rows_of(rows))
-    return [*gemm.tiles(rows), *([tried] if tried else [])]
+    return [*gemm.tiles(rows), *TRIED_TILES.get(tile_rows_of(rows), ())]
 
 
 @pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)

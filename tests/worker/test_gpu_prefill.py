@@ -64,8 +64,7 @@ def test_products_from_codes_equal_the_dequantized_matrix(
         for added in (None, bias):
             x = torch.randn((rows, shape[0]), device=DEVICE, generator=random).to(dtype)
             wanted = multiply(matrix, x, dequantized, added)
-            tried = TRIED_TILES.get(tile_rows_of(rows))
-            for tile in (None, tried) if tried else (None,):
+            for tile in (None, *TRIED_TILES.get(tile_rows_of(rows), ())):
                 assert far(from_codes.multiply(matrix, x, added, tile), wanted) < TOLERANCES[dtype]
 
 

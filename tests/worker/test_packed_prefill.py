@@ -55,7 +55,7 @@ def test_a_last_round_is_shared_where_it_is_short(units: int, turns: int, expect
     ("rows", "tile"),
     [
         *((rows, one) for rows, some in ONE_ROW_TILES.items() for one in some),
-        *TRIED_TILES.items(),
+        *((rows, one) for rows, some in TRIED_TILES.items() for one in some),
         (128, TWO_ROW_TILES),
     ],
 )

@@ -72,11 +72,21 @@ ONE_ROW_TILES = {
     64: (PrefillTile(2, 1, ((4, 8), (8, 6))), PrefillTile(1, 1, ((4, 7), (8, 5)))),
     128: (PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 1, ((4, 8), (8, 6)))),
 }
-# No product takes these before a GPU has measured them (benchmarks/row_products.py). Sixteen warps that multiply hide
-# more of what each of them waits for, and of 32 rows a turn may have two K blocks.
+# No product takes these before a GPU has measured them (benchmarks/row_products.py). More warps that multiply hide more
+# of what each of them waits for; with two K blocks a turn each waits half as often.
 TRIED_TILES = {
-    32: PrefillTile(1, 1, ((4, 5), (8, 3)), 4, 2),
-    64: PrefillTile(1, 1, ((4, 7), (8, 5)), 4),
+    32: (
+        PrefillTile(1, 1, ((4, 7), (8, 3)), 4, 2),
+        PrefillTile(1, 1, ((4, 12), (8, 7)), 4),
+        PrefillTile(2, 1, ((4, 6), (8, 3)), 2, 2),
+        PrefillTile(1, 1, ((4, 8), (8, 5)), 2, 2),
+        PrefillTile(1, 1, ((4, 8), (8, 4)), 3, 2),
+    ),
+    64: (
+        PrefillTile(1, 1, ((4, 8), (8, 5)), 4),
+        PrefillTile(1, 1, ((4, 5), (8, 3)), 3, 2),
+        PrefillTile(1, 1, ((4, 6), (8, 4)), 2, 2),
+    ),
 }
 # Of rows that take several tiles of PREFILL_TILE_ROWS, two use each dequantized code for twice the rows. Found by
 # trying on an H100; of 8 bit as many stages as there is room for.
@@ -121,7 +131,7 @@ class PrefillKernels:
     ) -> None:
         self._tile_rows = tile_rows
         several = [TWO_ROW_TILES] if tile_rows == PREFILL_TILE_ROWS else []
-        made = [TRIED_TILES[tile_rows]] if tried else [*ONE_ROW_TILES[tile_rows], *several]
+        made = TRIED_TILES[tile_rows] if tried else [*ONE_ROW_TILES[tile_rows], *several]
         tiles = {one: shared_bytes(one, format, tile_rows) for one in made}
         lines = (
             f"GEMM({name(one, is_gated)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, "
@@ -163,7 +173,8 @@ def rows_of(swizzled: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def name(tile: PrefillTile, is_gated: bool) -> str:
-    return f"{'gated_' if is_gated else ''}gemm_{tile.tiles}_{tile.row_tiles}_{tile.warpgroups}"
+    sizes = tile.tiles, tile.row_tiles, tile.warpgroups, tile.turn
+    return "_".join(("gated_gemm" if is_gated else "gemm", *map(str, sizes)))
 
 
 def shared_bytes(tile: PrefillTile, format: CodeFormat, tile_rows: int) -> int:
@@ -234,9 +245,7 @@ class FusedDequantGemm:
     def _kernels(self, rows: int, tile: PrefillTile | None = None) -> PrefillKernels:
         dtype, format, device = self._kind
         tile_rows = tile_rows_of(rows)
-        return prefill_kernels_for(
-            dtype, format, tile_rows, device, tile is not None and tile == TRIED_TILES.get(tile_rows)
-        )
+        return prefill_kernels_for(dtype, format, tile_rows, device, tile in TRIED_TILES.get(tile_rows, ()))
 
     def _empty_tiles(self, rows: int, inputs: int, like: torch.Tensor) -> torch.Tensor:
         """For whole row tiles."""

@@ -48,6 +48,7 @@ template <int MT_, int NT_, int STAGES_, int GROUPS_, int TURN_>
 struct Turn {
     static constexpr int MT = MT_, NT = NT_, STAGES = STAGES_, GROUPS = GROUPS_, TURN = TURN_;
     static constexpr int TILES = GROUPS * MT * 4, WARPS = GROUPS * 4, THREADS = WARPS * 32;
+    static_assert(TILES <= 16, "a warp copies the scales of a set, two lanes a tile");
     static constexpr bool IS_AHEAD = GROUPS == 2;
     // How many scales an output has for a turn, and for how many halves of a K block each is.
     static constexpr int SETS = GROUP_SIZE_32 && GROUP_SIZE_32 < TURN * 2 ? TURN * 2 / (GROUP_SIZE_32 ? GROUP_SIZE_32 : 1) : 1,
