@@ -186,14 +186,9 @@ __device__ __forceinline__ void multiply_segments(const Stack stack, const uint4
         named_barrier_sync(1, MMA_WARPS * 32);
         const int* inverse = down_inverse ? down_inverse + (i64)segment.expert * tiles * 8 : nullptr;
         for (int at = threadIdx.x; at < segment.rows * 8; at += MMA_WARPS * 32) {
-            const int row = at / 8, eight = at % 8 * 8;
-            float gates[8], ups[8];
-            unpack8(*(const uint4*)&room.done[0][row][eight], gates);
-            unpack8(*(const uint4*)&room.done[1][row][eight], ups);
-#pragma unroll
-            for (int i = 0; i < 8; i++) ups[i] = swiglu(gates[i], ups[i]);
-            store_swizzled_8(pack8(ups), unit / each * TILE_ROWS + row, unit % each * 64 + eight, inverse, each,
-                             (u16*)out);
+            const int row = at / 8;
+            store_gated_8(room.done[0][row], room.done[1][row], at % 8, unit / each * TILE_ROWS + row, unit % each * 64,
+                          inverse, each, (u16*)out);
         }
     }
 }

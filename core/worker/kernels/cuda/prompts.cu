@@ -51,8 +51,8 @@ struct Turn {
     static_assert(TILES <= 16, "a warp copies the scales of a set, two lanes a tile");
     static constexpr bool IS_AHEAD = GROUPS == 2;
     // How many scales an output has for a turn, and for how many halves of a K block each is.
-    static constexpr int SETS = GROUP_SIZE_32 && GROUP_SIZE_32 < TURN * 2 ? TURN * 2 / (GROUP_SIZE_32 ? GROUP_SIZE_32 : 1) : 1,
-                         SET_HALVES = TURN * 2 / SETS;
+    static constexpr int SET_HALVES = GROUP_SIZE_32 && GROUP_SIZE_32 < TURN * 2 ? GROUP_SIZE_32 : TURN * 2,
+                         SETS = TURN * 2 / SET_HALVES;
     // Of the results, half of the outputs side by side.
     static constexpr int PITCH = TILES * 8 + 8;
 };
@@ -180,7 +180,8 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
         StreamKWork first_work(units, whole, turns);
         if (first_work.next()) {
             begin_unit(first_work.unit, first_work.begin);
-            for (int turn = first_work.begin; turn < first_work.end && early < T::STAGES; turn++) copy_codes(early++, turn);
+            for (int turn = first_work.begin; turn < first_work.end && early < T::STAGES; turn++)
+                copy_codes(early++, turn);
         }
         pdl_wait();
         for (StreamKWork work(units, whole, turns); work.next();) {
@@ -224,7 +225,8 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
         for (int m = 0; m < MT; m++) {
             const int tile = own_tile + m * 4;
 #pragma unroll
-            for (int piece = 0; piece < TURN * PIECES; piece++) raw.codes[m][piece] = room.codes[stage][tile][piece][lane];
+            for (int piece = 0; piece < TURN * PIECES; piece++)
+                raw.codes[m][piece] = room.codes[stage][tile][piece][lane];
 #pragma unroll
             for (int set = 0; set < SETS; set++) {
                 raw.scales[set][m] = room.scales[stage][set][tile][g];
@@ -366,13 +368,8 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
             const int row = at / EIGHTS, eight = at % EIGHTS + (GATED ? 0 : warpgroup * EIGHTS);
             if (first_row + row >= rows || of_unit.first + eight / 2 >= of_unit.end) continue;
             if (GATED) {
-                float gates[8], ups[8];
-                unpack8(*(const uint4*)&room.done[0][row][eight * 8], gates);
-                unpack8(*(const uint4*)&room.done[1][row][eight * 8], ups);
-#pragma unroll
-                for (int i = 0; i < 8; i++) ups[i] = swiglu(gates[i], ups[i]);
-                store_swizzled_8(pack8(ups), first_row + row, of_unit.first * 16 + eight * 8, inverse_permutation, out_row,
-                                 out);
+                store_gated_8(room.done[0][row], room.done[1][row], eight, first_row + row, of_unit.first * 16,
+                              inverse_permutation, out_row, out);
                 continue;
             }
             const i64 to = (i64)(first_row + row) * out_row + of_unit.first * 16 + eight * 8;

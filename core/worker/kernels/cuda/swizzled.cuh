@@ -29,6 +29,11 @@ __device__ __forceinline__ void store_swizzled_8(uint4 values, int row, int at, 
     }
 }
 
+// Where the pairs `i` (0 to 3) of four eights lie side by side, of 32 inputs of a row, the `half`th.
+__device__ __forceinline__ uint4* swizzled_pairs(uint4* out, int row, int half, int i, int blocks) {
+    return out + ((i64)(row / TILE_ROWS) * blocks + half / 2) * (X_TILE / 8) + row % TILE_ROWS * 8 +
+           ((half % 2 * 4 + i) ^ row % 8);
+}
 // 32 inputs of a row, the `half`th: `from` in the model's order, permutation [inputs], or null: in order.
 __device__ __forceinline__ void swizzle_32(const u16* from, const int* permutation, int row, int half, int blocks,
                                            uint4* out) {
@@ -46,10 +51,34 @@ __device__ __forceinline__ void swizzle_32(const u16* from, const int* permutati
             words[t][0] = v.x, words[t][1] = v.y, words[t][2] = v.z, words[t][3] = v.w;
         }
     }
-    uint4* to = out + ((i64)(row / TILE_ROWS) * blocks + half / 2) * (X_TILE / 8) + row % TILE_ROWS * 8;
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        to[(half % 2 * 4 + i) ^ row % 8] = make_uint4(words[0][i], words[1][i], words[2][i], words[3][i]);
+        *swizzled_pairs(out, row, half, i, blocks) = make_uint4(words[0][i], words[1][i], words[2][i], words[3][i]);
+}
+
+// silu(gate) * up of 8 of a row's outputs, as inputs of a product: `gates` and `ups` are the row's from the input `first` on,
+// a multiple of 32. Which 8, `at` says: the `at`th that follow one another where there is an `inverse_permutation`, else the
+// pairs that lie side by side, so that 64 of a row are one line of memory.
+__device__ __forceinline__ void store_gated_8(const u16* gates, const u16* ups, int at, int row, int first,
+                                              const int* inverse_permutation, int blocks, u16* out) {
+    if (inverse_permutation) {
+        float g[8], u[8];
+        unpack8(*(const uint4*)(gates + at * 8), g);
+        unpack8(*(const uint4*)(ups + at * 8), u);
+#pragma unroll
+        for (int i = 0; i < 8; i++) u[i] = swiglu(g[i], u[i]);
+        store_swizzled_8(pack8(u), row, first + at * 8, inverse_permutation, blocks, out);
+        return;
+    }
+    u32 words[4];
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+        const int place = at / 4 * 32 + t * 8 + at % 4 * 2;
+        const u32 g = *(const u32*)(gates + place), u = *(const u32*)(ups + place);
+        words[t] = pack(swiglu(low(g), low(u)), swiglu(high(g), high(u)));
+    }
+    *swizzled_pairs((uint4*)out, row, first / 32 + at / 4, at % 4, blocks) =
+        make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 // 16 of a thread's sums, as operands of asm.
