@@ -351,6 +351,87 @@ tell([choices, seen, alone, facts.pool_tokens, words(tab), last_load("7B").cache
     assert (pool_tokens, kept) == (8192, 8192) and serves in loaded
 
 
+def test_the_tokens_in_all_stay_chosen_when_the_context_moves(nvml_standin: Standin) -> None:
+    """With 8 chats of 256 tokens one context and two come to the same tokens: the choice moved on to the second, and
+    was twice as many when the context was back. It fell back to a whole context for each before that."""
+    code = """
+tab = open_tab("2_Load_Model")
+tab.select_slider(key="gauge_chats_7B").set_value(8)
+run(tab)
+named(tab.selectbox, "gauge_pool_8_7B").set_value(1)
+seen = []
+for context in (4096, 256, 384, 4096):
+    tab.select_slider(key="gauge_context_7B").set_value(context)
+    run(tab)
+    box = named(tab.selectbox, "gauge_pool_8_7B")
+    seen.append([box.options[1:], box.options[box.index]])
+tell(seen)
+"""
+    whole = [["4,096 tokens in all", "8,192 tokens in all", "16,384 tokens in all"], "4,096 tokens in all"]
+    first, short, longer, last = run_page(nvml_standin, code)
+    assert first == last == whole
+    assert short == [["512 tokens in all", "1,024 tokens in all"], "512 tokens in all"]
+    assert longer[1] == "512 tokens in all" and len(set(longer[0])) == len(longer[0])
+
+
+def test_a_step_from_before_the_context_moved_chooses_the_tokens_in_all(nvml_standin: Standin) -> None:
+    """The browser sends the choice of the widget that it still shows, by its old words."""
+    code = """
+from streamlit.testing.v1.element_tree import ElementTree
+tab = open_tab("2_Load_Model")
+tab.select_slider(key="gauge_chats_7B").set_value(8)
+run(tab)
+old = named(tab.selectbox, "gauge_pool_8_7B")
+late = old._widget_state
+late.string_value = old.options[2]
+tab.select_slider(key="gauge_context_7B").set_value(2048)
+run(tab)
+new_id, states_of = named(tab.selectbox, "gauge_pool_8_7B").id, ElementTree.get_widget_states
+def late_states(tree):
+    states = states_of(tree)
+    kept = [one for one in states.widgets if one.id != new_id]
+    del states.widgets[:]
+    states.widgets.extend([*kept, late])
+    return states
+ElementTree.get_widget_states = late_states
+run(tab)
+ElementTree.get_widget_states = states_of
+run(tab)
+box = named(tab.selectbox, "gauge_pool_8_7B")
+tell([late.string_value, box.options[box.index]])
+"""
+    assert run_page(nvml_standin, code) == ["8,192 tokens in all", "4,096 tokens in all"]
+
+
+def test_a_step_in_the_language_before_keeps_the_card_that_is_planned_for(nvml_standin: Standin) -> None:
+    """It was late, and told the card by words that are none of the choices any more."""
+    code = """
+from streamlit.testing.v1.element_tree import ElementTree
+tab = open_tab("2_Load_Model", "zh-CN")
+run(tab)
+tab.selectbox(key="plan_gpu").set_value("A40")
+run(tab)
+late = tab.selectbox(key="plan_gpu")._widget_state
+late.string_value = late.string_value.replace("A40", "A40 (旧)")
+named(tab.segmented_control, "language_choice").set_value("en")
+run(tab)
+states_of = ElementTree.get_widget_states
+def late_states(tree):
+    states = states_of(tree)
+    for one in states.widgets:
+        if one.id == late.id:
+            one.CopyFrom(late)
+    return states
+ElementTree.get_widget_states = late_states
+run(tab)
+ElementTree.get_widget_states = states_of
+first = tab.selectbox(key="plan_gpu").value
+run(tab)
+tell([first, tab.selectbox(key="plan_gpu").value])
+"""
+    assert run_page(nvml_standin, code) == ["A40", "A40"]
+
+
 def test_tokens_in_all_are_offered_as_the_verdict_counts_them(nvml_standin: Standin) -> None:
     """256 were offered, and the sentence below said 4,096: each of 64 chats has a page."""
     code = """

@@ -25,7 +25,7 @@ from ui.characters.saving import Theirs, changed_fields, discard, save, save_as_
 from ui.characters.view import back_button, draw_messages
 from ui.shared.errors import show_error
 from ui.shared.i18n import language, tr
-from ui.shared.identity import begin_with, show_words
+from ui.shared.identity import begin_with
 from ui.shared.markdown import escape
 from ui.shared.resources import characters, thumbnails
 
@@ -205,7 +205,6 @@ def _draw_note(draft: Draft) -> None:
                         key=draft.field_key("note_depth"), help=tr("characters.note_depth_help"),
                         on_change=note_typed, args=(draft.number,))  # fmt: skip
         roles = {role: tr(f"characters.role_{role}") for role in ROLES}
-        show_words(draft.field_key("note_role"), roles[st.session_state[draft.field_key("note_role")]])
         st.selectbox(tr("characters.note_role"), list(roles), key=draft.field_key("note_role"),
                      format_func=roles.__getitem__, on_change=note_typed, args=(draft.number,))  # fmt: skip
 

@@ -18,7 +18,7 @@ from core.personas.lore_editing import (
 )
 from ui.characters.lore_draft import LoreDraft, collect, find, note_typed, take_table
 from ui.shared.i18n import text, tr
-from ui.shared.identity import begin_with, key_of, show_words
+from ui.shared.identity import begin_with, key_of
 from ui.shared.markdown import escape, shortened
 
 CHOICE = "character_lore_choice"
@@ -125,8 +125,6 @@ def _draw_entry(draft: LoreDraft, index: int) -> None:
             field(st.number_input, "priority", help=tr("characters.lore_priority_help"), **numbers)
         with right:
             places = {name: text(f"characters.lore_{name}") for name in ("before_char", "after_char")}
-            key = draft.lore_key("position", index)
-            show_words(key, places[st.session_state.get(key, values["position"])])
             field(st.selectbox, "position", options=list(places), format_func=places.__getitem__)
         mark = f"{index}_{draft.places}"
         with st.popover(tr("characters.lore_remove"), icon=":material/delete:", key=f"lorebook_ask_{mark}"):

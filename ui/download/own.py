@@ -86,7 +86,7 @@ def _choose_target(found: list[str]) -> str:
     """A folder in models/, or what somebody typed: a repository, or a path."""
     if found:
         labels = {name: name for name in found} | {OTHER: text("own.other")}
-        show_words(OWN_TARGET_KEY, labels.get(st.session_state.get(OWN_TARGET_KEY, found[0]), ""))
+        show_words(OWN_TARGET_KEY, labels)
         chosen = st.selectbox(tr("own.target"), list(labels), key=OWN_TARGET_KEY, persist_state="session",
                               format_func=labels.__getitem__)  # fmt: skip
         if chosen != OTHER:

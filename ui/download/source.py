@@ -24,9 +24,9 @@ GROUP = "download"
 
 def choose_source() -> tuple[Kind, str] | None:
     """The kind of server and its address; None where a person's own address is none, which is said then."""
-    chosen = _chosen()
     labels = {name: tr(f"find.source_{name}") for name in (*ENDPOINTS, OWN)}
-    show_words(KEY, labels[chosen])
+    show_words(KEY, labels)
+    chosen = _chosen()
     st.selectbox(tr("find.source"), list(labels), key=KEY, format_func=labels.__getitem__, persist_state="session",
                  on_change=_remember)  # fmt: skip
     if chosen != OWN:

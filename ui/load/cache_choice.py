@@ -11,7 +11,7 @@ from core.memory.fit_report import FitReport
 from core.memory.pages import PAGE_TOKENS
 from ui.load.gauge import Verdict
 from ui.shared.i18n import tr
-from ui.shared.identity import drawn_choice, key_of
+from ui.shared.identity import drawn_last, key_of
 
 # Every chat can be full; else how many contexts the tokens in all are worth.
 EVERY_FULL = 0
@@ -40,16 +40,20 @@ def draw_cache(name: str, context_tokens: int, num_chats: int, has_pool: bool) -
         )
     kept = st.session_state[kept_key]
     labels = {one: _words(one, context_tokens, num_chats) for one in contexts}
-    # For each context a widget of its own: a browser tells a choice by its words, which name the context's tokens.
-    key = key_of(_name(name, num_chats), context_tokens, kept)
-    st.selectbox(tr("gauge.promise"), contexts, key=key, format_func=labels.__getitem__, help=tr("gauge.promise_help"),
-                 on_change=_keep, args=(name, num_chats))  # fmt: skip
+    # A browser tells a choice by its words. Of those that come to the same tokens the first is offered; and as the
+    # words name the context's tokens, each context has a widget of its own.
+    offered = {words: one for one, words in reversed(labels.items())}
+    shown = offered[labels[kept]]
+    key = key_of(_name(name, num_chats), context_tokens, shown)
+    st.selectbox(tr("gauge.promise"), sorted(offered.values()), key=key, format_func=labels.__getitem__,
+                 help=tr("gauge.promise_help"), on_change=_keep, args=(name, num_chats, key, shown))  # fmt: skip
     return CacheChoice(_pool_tokens(kept, context_tokens), bits)
 
 
-def _keep(name: str, num_chats: int) -> None:
-    chosen = drawn_choice(_name(name, num_chats))
-    if chosen in _choices(num_chats):
+def _keep(name: str, num_chats: int, key: str, shown: int) -> None:
+    """Keep what the widget with this key shows by now, if that is another choice than it was drawn with."""
+    chosen = st.session_state.get(key)
+    if chosen != shown and chosen in _choices(num_chats):
         st.session_state[_kept_key(name, num_chats)] = chosen
 
 
@@ -61,7 +65,8 @@ def _draw_bits(name: str) -> bool:
 
 def cache_now(name: str, context_tokens: int, num_chats: int, drawn: CacheChoice) -> CacheChoice:
     """What is chosen now, in a callback; `drawn` is what it was when the page was drawn."""
-    _keep(name, num_chats)  # Its own callback may come after the one that asks.
+    if (last := drawn_last(_name(name, num_chats))) is not None:
+        _keep(name, num_chats, last.key, last.value)  # Its own callback may come after the one that asks.
     chosen, is_8_bit = st.session_state.get(_kept_key(name, num_chats)), st.session_state.get(_bits_key(name))
     pool_tokens = drawn.pool_tokens if chosen is None else _pool_tokens(chosen, context_tokens)
     return CacheChoice(pool_tokens, drawn.bits if is_8_bit is None else 8 if is_8_bit else 16)

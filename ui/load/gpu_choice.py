@@ -59,7 +59,7 @@ def choose_devices() -> Devices:
     newest = sorted(known_gpus(), key=lambda gpu: (gpu.compute_capability, gpu.total_mib), reverse=True)
     names = dict.fromkeys(gpu.name for gpu in newest if not gpu.is_rare)
     labels = {name: _label(name, here) for name in [HERE, *names]}
-    show_words(KEY, labels.get(st.session_state.get(KEY, HERE), ""))
+    show_words(KEY, labels)
     chosen = st.selectbox(tr("gauge.card"), list(labels), key=KEY, persist_state="session",
                           format_func=labels.__getitem__, help=tr("gauge.card_help"))  # fmt: skip
     if not here and (chosen == HERE or gpu_error() is not None):

@@ -8,7 +8,7 @@ its widget was drawn for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -73,19 +73,24 @@ def begin_with(key: str, value: Any) -> None:
         state[key] = state[key]
 
 
-def show_words(key: str, words: str) -> None:
-    """Let the browser show the choice of this key by these `words`. Call it before the choice is drawn.
+def show_words(key: str, words: Mapping[Any, str]) -> None:
+    """Let the browser show the choice of this key by these `words`, one for each value. Call it before it is drawn.
 
-    It tells a choice by its words, and else goes on to show those that it had: of another language, or of what was
-    known before.
+    A browser tells a choice by its words. It goes on to show those that it had, of another language or of what was
+    known before, and a step that was late sends them: then the last value that was one of the choices holds.
     """
     state, shown = st.session_state, st.session_state.setdefault(WORDS_KEY, {})
-    if key in state and shown.get(key, words) != words:
-        state[key] = state[key]
-        _sent().discard(key)
-    elif key in state:
-        begin_with(key, state[key])
-    shown[key] = words
+    if key not in state:
+        return
+    last, value = shown.get(key), state[key]
+    if value not in words and last is not None and last[0] in words:
+        value = last[0]
+    if value in words:
+        if last != (value, words[value]) or state[key] != value:
+            state[key] = value
+            _sent().discard(key)
+        begin_with(key, value)
+        shown[key] = value, words[value]
 
 
 def _quieten(key: str, value: Any) -> None:
@@ -142,10 +147,9 @@ def known_value(name: str, thing: object, drawn: Any) -> Any:
     return last.value if last is not None and last.thing == str(thing) else drawn
 
 
-def drawn_choice(name: str) -> Any:
-    """What the widget that was drawn last under `name` shows by now; None where there is none."""
-    last = _drawn().get(name)
-    return None if last is None else st.session_state.get(last.key)
+def drawn_last(name: str) -> Drawn | None:
+    """The widget that was drawn last under `name`."""
+    return _drawn().get(name)
 
 
 def note_stored(name: str, thing: object, value: Any) -> None:

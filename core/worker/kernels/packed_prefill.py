@@ -218,7 +218,7 @@ class FusedDequantGemm:
     def multiply(
         self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, tile: PrefillTile | None = None
     ) -> torch.Tensor:
-        """tile: one of `tiles`; None: the one that is right for the matrix."""
+        """tile: one of `tiles` or TRIED_TILES; None: the one that is right for the matrix."""
         return self.multiply_swizzled(matrix, self.permute_rows(matrix, x), x.shape[0], bias, tile=tile)
 
     def permute_rows(self, matrix: PackedMatrix, x: torch.Tensor, is_in_order: bool = False) -> torch.Tensor:

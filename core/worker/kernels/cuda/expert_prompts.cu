@@ -2,6 +2,9 @@
 // has them for one matrix. Each segment (pairs.cu) is a row tile of its own, and a thread block multiplies it with 128
 // outputs: 64 of gate and the 64 of up that belong to them, or 128 of down. No expert is written out.
 
+// The warps of a thread block that multiply, two warpgroups.
+#define MMA_WARPS 8
+
 // Each segment's rows as a row tile of `out` [segments][TILE_ROWS][inputs], 32 inputs a thread. tokens: the row of x at
 // each place. permutations [experts][inputs], or null: in order.
 extern "C" __global__ void __launch_bounds__(256)

@@ -5,7 +5,7 @@
 // Of a thread block one warpgroup copies row tiles and codes, and the others multiply: while the tensor cores are at the K
 // blocks of one turn, the next ones' codes are dequantized, by the same warps or by others.
 
-// What each thread of the two warpgroups has of a row tile's sums, in fours.
+// What each thread that multiplies has of a row tile's sums, in fours.
 #define FOURS (TILE_ROWS / 8)
 
 // x [rows, inputs] in the model's order, 32 inputs of a row a thread. permutation [inputs], or null: in order.

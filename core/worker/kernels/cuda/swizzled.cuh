@@ -5,8 +5,6 @@
 // word are where A has them (core/worker/kernels/packing.py).
 
 #define X_TILE (TILE_ROWS * 64)
-// The warps of a thread block that multiply, two warpgroups.
-#define MMA_WARPS 8
 
 // The offset (elements) of a row's input: of 8 that lie side by side, each pair goes to another eight.
 __device__ __forceinline__ i64 swizzled_offset(int row, int place, int blocks) {
