@@ -18,6 +18,7 @@ from core.chat.store import ChatStore
 from core.engine.answer import Answer
 from tests.support.checkpoints import make_chat_checkpoint
 from tests.support.damaged import TOO_HARD, damage, giving_up
+from tests.support.fresh_browser import seen, send_late
 from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_message, load, open_tab, run, words
 from tests.support.widgets import has, named
 from ui.chat import composer
@@ -730,6 +731,32 @@ def test_what_a_new_chat_was_given_is_in_no_other_new_chat(ada: str) -> None:
     finish(ask(click(tab, "chat_new"), "hello again"))
     info = resources.chat_store().info(2)
     assert info.character == "" and "system" not in info.settings
+
+
+def test_a_chat_keeps_its_character_beside_another_one_of_the_same_name(ada: str, tmp_path: Path) -> None:
+    """Two versions of a card: to open the chat gave it the other one, as a browser tells a choice by its words."""
+    shutil.copy(tmp_path / "characters" / "Ada.yaml", tmp_path / "characters" / "Ada_2.yaml")
+    resources.chat_store().create("chat", character=ada)
+    tab = run(run(open_chat(chat="1")))
+    box = named(tab.selectbox, "chat_character")
+    assert box.value == resources.chat_store().info(1).character == ada
+    assert box.options[1:] == ["Ada (Ada)", "Ada (Ada_2)"]
+    box.set_value("Ada_2")
+    run(tab)
+    assert resources.chat_store().info(1).character == "Ada_2"
+
+
+def test_a_chat_keeps_its_character_when_that_is_given_another_name(ada: str, tmp_path: Path) -> None:
+    """The browser sends the name that it still shows, and the chat had a character of that name, which is none."""
+    file = tmp_path / "characters" / "Ada.yaml"
+    file.write_text(ADA.replace("name: Ada", "name: Countess"), "utf-8")
+    resources.chat_store().create("chat", character=ada)
+    tab = run(open_chat(chat="1"))
+    before = seen(tab)
+    assert "Countess" in [one.string_value for one in before.widgets]
+    file.write_text(ADA.replace("name: Ada", "name: Baroness"), "utf-8")
+    tab = run(send_late(run(tab), before))
+    assert named(tab.selectbox, "chat_character").value == resources.chat_store().info(1).character == ada
 
 
 def test_a_step_of_a_chat_that_was_left_is_taken_in_it(models: Path) -> None:

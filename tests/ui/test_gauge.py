@@ -375,56 +375,38 @@ tell(seen)
 
 
 def test_a_step_from_before_the_context_moved_chooses_the_tokens_in_all(nvml_standin: Standin) -> None:
-    """The browser sends the choice of the widget that it still shows, by its old words."""
+    """The browser sends the choice of the widget that it still shows, by its old words, and the context that it has."""
     code = """
-from streamlit.testing.v1.element_tree import ElementTree
+from tests.support.fresh_browser import seen, send_late
 tab = open_tab("2_Load_Model")
 tab.select_slider(key="gauge_chats_7B").set_value(8)
 run(tab)
-old = named(tab.selectbox, "gauge_pool_8_7B")
-late = old._widget_state
-late.string_value = old.options[2]
+old, before = named(tab.selectbox, "gauge_pool_8_7B"), seen(tab)
+for one in before.widgets:
+    if one.id == old.id:
+        one.string_value = old.options[2]
 tab.select_slider(key="gauge_context_7B").set_value(2048)
-run(tab)
-new_id, states_of = named(tab.selectbox, "gauge_pool_8_7B").id, ElementTree.get_widget_states
-def late_states(tree):
-    states = states_of(tree)
-    kept = [one for one in states.widgets if one.id != new_id]
-    del states.widgets[:]
-    states.widgets.extend([*kept, late])
-    return states
-ElementTree.get_widget_states = late_states
-run(tab)
-ElementTree.get_widget_states = states_of
-run(tab)
+tab = run(send_late(run(tab), before))
 box = named(tab.selectbox, "gauge_pool_8_7B")
-tell([late.string_value, box.options[box.index]])
+tell([old.options[2], box.options[box.index]])
 """
-    assert run_page(nvml_standin, code) == ["8,192 tokens in all", "4,096 tokens in all"]
+    assert run_page(nvml_standin, code) == ["8,192 tokens in all"] * 2
 
 
 def test_a_step_in_the_language_before_keeps_the_card_that_is_planned_for(nvml_standin: Standin) -> None:
     """It was late, and told the card by words that are none of the choices any more."""
     code = """
-from streamlit.testing.v1.element_tree import ElementTree
+from tests.support.fresh_browser import seen, send_late
 tab = open_tab("2_Load_Model", "zh-CN")
 run(tab)
 tab.selectbox(key="plan_gpu").set_value("A40")
 run(tab)
-late = tab.selectbox(key="plan_gpu")._widget_state
-late.string_value = late.string_value.replace("A40", "A40 (旧)")
+card, before = tab.selectbox(key="plan_gpu"), seen(tab)
+for one in before.widgets:
+    if one.id == card.id:
+        one.string_value += " (旧)"
 named(tab.segmented_control, "language_choice").set_value("en")
-run(tab)
-states_of = ElementTree.get_widget_states
-def late_states(tree):
-    states = states_of(tree)
-    for one in states.widgets:
-        if one.id == late.id:
-            one.CopyFrom(late)
-    return states
-ElementTree.get_widget_states = late_states
-run(tab)
-ElementTree.get_widget_states = states_of
+tab = send_late(run(tab), before)
 first = tab.selectbox(key="plan_gpu").value
 run(tab)
 tell([first, tab.selectbox(key="plan_gpu").value])

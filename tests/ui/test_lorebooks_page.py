@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 from core.personas.cards import write
 from core.personas.character import Character
 from core.personas.lorebooks import Book, Lorebooks
+from tests.support.fresh_browser import seen, send_late
 from tests.support.lorebooks import TOWN, WORLD_INFO
 from tests.support.pages import click, open_tab, run
 from tests.support.widgets import has, named
@@ -71,6 +72,22 @@ def test_a_lorebook_is_made_filled_and_saved(store: Lorebooks) -> None:
     assert book.in_all_chats and book.values["entries"][0]["content"] == "Nobody lives there."
     tab = click(tab, "characters_back_books")
     assert opened(tab) == ["Old town"] and "1 entry" in words(tab) and "In all chats" in words(tab)
+
+
+def test_an_entry_that_is_given_another_name_stays_open(store: Lorebooks) -> None:
+    """The browser goes on to tell the choice of entries by the name before, which led to the first one."""
+    tab = type_into(open_books(), "lorebooks_new_name", "Old town")
+    tab = click(click(click(tab, "lorebooks_new_name_0_make"), "lorebook_add"), "lorebook_add")
+    choice = named(tab.selectbox, "character_lore_choice")
+    assert choice.value == 1
+    tab = type_into(tab, "character_lore_1_name", "Mill")
+    states = seen(tab)
+    for one in states.widgets:
+        if one.id == choice.id:
+            one.string_value = choice.options[1]
+    tab = send_late(tab, states)
+    assert named(tab.selectbox, "character_lore_choice").value == 1
+    assert named(tab.text_input, "character_lore_1_name").value == "Mill"
 
 
 def test_a_name_that_is_taken_or_none_is_refused_in_words(store: Lorebooks) -> None:

@@ -12,6 +12,7 @@ from core.personas.character import Character
 from core.personas.fields import visible
 from ui.characters.draft import ATTACHED, Draft
 from ui.characters.lore_draft import note_typed
+from ui.shared.choices import told_apart
 from ui.shared.i18n import tr
 from ui.shared.identity import begin_with
 from ui.shared.markdown import escape, shortened
@@ -28,10 +29,11 @@ def draw_attached_choice(draft: Draft) -> None:
     except DeckError:
         named, others = {}, {}
     names |= named | {key: name for key, name in others.items() if name not in named.values()}
+    names = told_apart({key: visible(name or key) for key, name in names.items()})
     key = draft.field_key(ATTACHED)
     begin_with(key, list(read_attached(draft.now.extensions)))
     st.multiselect(tr("lorebooks.of_character"), list(names), key=key, max_selections=MAX_ATTACHED,
-                   format_func=lambda name: visible(names.get(name) or name),
+                   format_func=lambda name: names.get(name, name),
                    help=tr("lorebooks.of_character_help"), placeholder=tr("lorebooks.of_chat_placeholder"),
                    on_change=note_typed, args=(draft.number,))  # fmt: skip
 

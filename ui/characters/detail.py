@@ -19,12 +19,13 @@ from ui.characters.draft import drafts, has_changes
 from ui.characters.preview import draw_preview, fence
 from ui.characters.readable import readable
 from ui.characters.view import attempt, back_button, draw_messages, new_chat_with, offer_undo, say, show
+from ui.shared.choices import told_apart
 from ui.shared.errors import show_error
 from ui.shared.i18n import language, text, tr
 from ui.shared.identity import key_of
 from ui.shared.markdown import answer_markdown, escape
 from ui.shared.people import person
-from ui.shared.personas import persona_keys, persona_label
+from ui.shared.personas import persona_label, persona_names
 from ui.shared.resources import characters, thumbnails
 from ui.shared.routing import CHAT_PAGE
 
@@ -116,9 +117,10 @@ def _choose_persona(entry: Entry) -> None:
         return
     chosen = personas.of_characters.get(entry.key, "")
     usual = text("characters.persona_usual", name=persona_label(personas.by_key[personas.default]))
-    key = key_of("character_persona", entry.key, chosen)
-    st.selectbox(tr("characters.persona_with"), ["", *persona_keys(personas)], key=key, width=320,
-                 format_func=lambda one: persona_label(personas.by_key[one]) if one else usual,
+    names = told_apart({"": usual, **persona_names(personas)})
+    key = key_of("character_persona", entry.key, chosen, words=names.values())
+    st.selectbox(tr("characters.persona_with"), list(names), key=key, width=320,
+                 format_func=lambda one: names.get(one, one),
                  help=tr("characters.persona_with_help"), on_change=_remember, args=(entry.key, key))  # fmt: skip
 
 

@@ -80,8 +80,8 @@ def _choose(draft: LoreDraft, indexes: list[int]) -> int:
     book = draft.book
     if draft.entry not in indexes:
         draft.entry = indexes[0]
-    key = key_of(CHOICE, draft.edition, draft.entry)
     names = {index: _entry_name(number, entry_values(book, index)) for number, index in enumerate(indexes, start=1)}
+    key = key_of(CHOICE, draft.edition, draft.entry, words=names.values())
     st.selectbox(tr("characters.lore_choose"), indexes, key=key, format_func=names.__getitem__,
                  on_change=_show_entry, args=(draft.number, key))  # fmt: skip
     return draft.entry

@@ -15,6 +15,7 @@ from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.portraits import Faces
 from ui.chat.session import is_busy, number_of, tag_of
 from ui.chat.setup import greetings_of, group_of, key_of_speaker, name_of, order_of
+from ui.shared.choices import told_apart
 from ui.shared.i18n import text, tr
 from ui.shared.icon_buttons import icons
 from ui.shared.identity import key_of, known_value, note_stored
@@ -78,8 +79,8 @@ def choose_members(info: ChatInfo, tag: str) -> None:
     first = key_of_speaker(info.character)
     names = {called.get(entry.key, entry.key): entry.name for entry in entries if entry.key != first}
     # Those whose files are gone stay, until they are taken out.
-    names |= {name: name for name in info.members if name not in names}
-    key = key_of(MEMBERS, tag, list(info.members))
+    names = told_apart(names | {name: name for name in info.members if name not in names})
+    key = key_of(MEMBERS, tag, list(info.members), words=names.values())
     st.multiselect(tr("chat.members"), list(names), key=key, format_func=lambda name: names.get(name, name),
                    max_selections=MAX_MEMBERS - 1, placeholder=tr("chat.members_placeholder"),
                    help=tr("chat.members_help"), on_change=_set_members,

@@ -15,6 +15,7 @@ from ui.chat.feedback import show_errors
 from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.session import number_of
 from ui.chat.setup import find_book, find_character
+from ui.shared.choices import told_apart
 from ui.shared.i18n import tr
 from ui.shared.identity import key_of, known_value, note_stored
 from ui.shared.lore import entry_words
@@ -50,10 +51,11 @@ def _choose(info: ChatInfo, tag: str, entries: list[BookEntry]) -> None:
     names = {called.get(entry.key, entry.key): entry.name for entry in entries}
     # Those whose files are gone stay, until they are taken out.
     names |= {name: name for name in info.lorebooks if name not in names}
+    names = told_apart({key: visible(name or key) for key, name in names.items()})
     stored = list(info.lorebooks)
-    key = key_of(BOOKS, tag, stored)
+    key = key_of(BOOKS, tag, stored, words=names.values())
     st.multiselect(tr("lorebooks.of_chat"), list(names), key=key, help=tr("lorebooks.of_chat_help"),
-                   format_func=lambda name: visible(names.get(name) or name), max_selections=MAX_ATTACHED,
+                   format_func=lambda name: names.get(name, name), max_selections=MAX_ATTACHED,
                    placeholder=tr("lorebooks.of_chat_placeholder"), on_change=_set,
                    args=(tag, key, stored))  # fmt: skip
 

@@ -15,10 +15,11 @@ from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.session import number_of
 from ui.chat.setup import find_character, key_of_speaker, loaded_model
 from ui.shared.chat_format import draw_chat_format
+from ui.shared.choices import told_apart
 from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of, known_value, note_stored
 from ui.shared.people import person
-from ui.shared.personas import persona_keys, persona_label
+from ui.shared.personas import persona_label, persona_names
 from ui.shared.resources import characters, chat_store
 
 CHARACTER, PERSONA, MODE, SYSTEM, FORMAT = "chat_character", "chat_persona", "chat_mode", "chat_system", "chat_format"
@@ -43,9 +44,9 @@ def _choose_character(info: ChatInfo, tag: str) -> None:
         entries = [entry for entry in characters().entries() if entry.character is not None]
     except DeckError:
         entries = []
-    names = {"": text("chat.no_character"), **{entry.key: entry.name for entry in entries}}
+    names = told_apart({"": text("chat.no_character"), **{entry.key: entry.name for entry in entries}})
     found = find_character(info.character)
-    key = key_of(CHARACTER, tag, found[0] if found and found[0] in names else "")
+    key = key_of(CHARACTER, tag, found[0] if found and found[0] in names else "", words=names.values())
     st.selectbox(tr("chat.character"), list(names), key=key, format_func=lambda name: names.get(name, name),
                  on_change=_set_character, args=(tag, key))  # fmt: skip
 
@@ -57,11 +58,10 @@ def _choose_persona(info: ChatInfo, tag: str) -> None:
         return
     chosen = str(info.settings.get("persona", ""))
     usual = persona_label(personas.by_key[personas.choose("", key_of_speaker(info.character))])
-    key = key_of(PERSONA, tag, chosen if chosen in personas.by_key else "")
-    st.selectbox(tr("chat.persona"), ["", *persona_keys(personas)], key=key, help=tr("chat.persona_help"),
-                 format_func=lambda one: persona_label(personas.by_key[one]) if one
-                 else text("chat.persona_usual", name=usual),
-                 on_change=_set_persona, args=(tag, key))  # fmt: skip
+    names = told_apart({"": text("chat.persona_usual", name=usual), **persona_names(personas)})
+    key = key_of(PERSONA, tag, chosen if chosen in personas.by_key else "", words=names.values())
+    st.selectbox(tr("chat.persona"), list(names), key=key, help=tr("chat.persona_help"),
+                 format_func=lambda one: names.get(one, one), on_change=_set_persona, args=(tag, key))  # fmt: skip
 
 
 def _set_persona(tag: str, key: str) -> None:

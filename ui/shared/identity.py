@@ -8,7 +8,7 @@ its widget was drawn for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -30,21 +30,28 @@ class Drawn(NamedTuple):
     key: str
     value: Any
     language: str
+    words: tuple[str, ...]
 
 
 def key_of(
-    name: str, thing: object, value: Any, kept: Callable[[Any], Any] | None = None, is_translated: bool = True
+    name: str,
+    thing: object,
+    value: Any,
+    kept: Callable[[Any], Any] | None = None,
+    is_translated: bool = True,
+    words: Iterable[str] = (),
 ) -> str:
     """The key of the widget that shows `value`, which is the `name` of `thing`, or of the tab where `thing` is empty.
 
     The key begins with both, and stays the same while only the widget itself changes the value. `kept` gives what is
     stored of a typed text, where that is not all of it: a new widget would lose the focus in the midst of typing.
-    Where a widget `is_translated`, another language has one of its own: browsers tell a choice by its words.
+    Browsers tell a choice by its words: where a widget `is_translated`, another language has one of its own, and so
+    have other `words` of its choices, such as names that somebody has changed.
     """
-    state, thing = st.session_state, str(thing)
+    state, thing, words = st.session_state, str(thing), tuple(words)
     language = str(state.get(LANGUAGE_KEY, "")) if is_translated else ""
     last = _drawn().get(name)
-    is_same = last is not None and (last.thing, last.language) == (thing, language)
+    is_same = last is not None and (last.thing, last.language, last.words) == (thing, language, words)
     if last is not None and is_same and last.key in state and _shows(state[last.key], value, kept):
         key = last.key
     else:
@@ -53,7 +60,7 @@ def key_of(
         number = state[COUNT_KEY] = state.get(COUNT_KEY, 0) + 1
         key = "_".join(part for part in (name, thing, "" if last is None else str(number)) if part)
     begin_with(key, value)
-    _drawn()[name] = Drawn(thing, key, value, language)
+    _drawn()[name] = Drawn(thing, key, value, language, words)
     return key
 
 

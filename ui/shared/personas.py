@@ -16,5 +16,10 @@ def persona_keys(personas: Personas) -> list[str]:
     return sorted(personas.by_key, key=lambda key: (key != personas.default, same_name(personas.by_key[key].name), key))
 
 
+def persona_names(personas: Personas) -> dict[str, str]:
+    """What each is called in a choice, by its key."""
+    return {key: persona_label(personas.by_key[key]) for key in persona_keys(personas)}
+
+
 def persona_label(persona: UserPersona) -> str:
     return shortened(visible(persona.name), NAME_CHARS) or text("characters.persona_nameless")
