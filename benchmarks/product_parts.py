@@ -18,8 +18,7 @@ import torch
 
 from benchmarks.deadline import Deadline, add_limit
 from benchmarks.figures import Figures, add_results
-from benchmarks.row_products import DTYPE, FORMAT, SHAPES, TRIED, cell, make_matrix, num_matrices
-from benchmarks.row_products import tile_of as row_tile_of
+from benchmarks.row_products import DTYPE, FORMAT, SHAPES, TRIED, cell, make_matrix, num_matrices, tile_of
 from core.worker.kernels import packed_prefill
 from core.worker.kernels.nvrtc import compiled
 from core.worker.kernels.packed_prefill import TRIED_TILES, PrefillKernels, prefill_kernels_for, tile_rows_of
@@ -84,7 +83,7 @@ def main() -> None:
 
 def has_tile(label: str, rows: int) -> bool:
     try:
-        return row_tile_of(label, rows) is not None
+        return tile_of(label, rows) is not None
     except KeyError:
         return False
 
