@@ -23,7 +23,7 @@ class HeadCase:
 CASES = {
     "plain": HeadCase((4, 2), HeadKind(64, 64)),
     "Qwen3: normed": HeadCase((4, 2), HeadKind(128, 128, is_normed=True)),
-    "Qwen3.5: a quarter turned, normed, gated": HeadCase((4, 1), HeadKind(256, 64, True, True), offset=1.0),
+    "Qwen3.5: a quarter turned, normed, gated": HeadCase((6, 1), HeadKind(256, 64, True, True), offset=1.0),
     "gpt-oss: sinks in a window": HeadCase((8, 1), HeadKind(64, 64), has_sinks=True, window=50),
     "a part turned, gated, sinks": HeadCase((3, 1), HeadKind(64, 48, is_gated=True), has_sinks=True),
 }

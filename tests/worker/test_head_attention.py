@@ -20,7 +20,7 @@ class Gpu:
 
     major = 8
     multi_processor_count = 4
-    shared_memory_per_multiprocessor = 100 * 1024
+    shared_memory_per_block_optin, shared_memory_per_multiprocessor = 227 * 1024, 228 * 1024
 
 
 @pytest.fixture(autouse=True, scope="module")

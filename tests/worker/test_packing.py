@@ -11,11 +11,13 @@ import torch
 
 from core.memory.fit import MAX_CHATS
 from core.worker.kernels.decode_attention import (
+    HEAD_DIMS,
     MAX_QUERIES,
     SPLITS,
+    SharedRoom,
     choose_blocks,
     choose_pipeline_stages,
-    queries_per_block,
+    plan_blocks,
 )
 from core.worker.kernels.decode_attention import shared_bytes as attention_bytes
 from core.worker.kernels.nvrtc import compiled, read_source
@@ -49,8 +51,7 @@ BITS = (4, 8)
 # What every card of compute capability 8.6 lets a block of threads have.
 SHARED_BYTES_86 = 99 * 1024
 SHARED_BYTES_90 = 227 * 1024
-# What all blocks on a multiprocessor of 9.0 have together.
-ALL_SHARED_BYTES_90 = 228 * 1024
+ROOM_86, ROOM_90 = SharedRoom(SHARED_BYTES_86, 100 * 1024), SharedRoom(SHARED_BYTES_90, 228 * 1024)
 
 
 def codes_of(bits: int) -> torch.Tensor:
@@ -190,34 +191,44 @@ def test_as_many_tiles_share_the_rows_as_leave_work_for_all(outputs: int, epilog
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "wanted"),
+    ("group", "dim", "on_large", "on_small"),
     [
-        (32, 32, 128, 1),
-        (64, 8, 128, 8),
-        (28, 4, 128, 7),
-        (24, 8, 64, 3),
-        (71, 1, 64, 1),
-        (12, 2, 128, 6),
-        (16, 2, 256, 2),
+        (1, 128, 1, 1),
+        (8, 128, 8, 8),
+        (7, 128, 7, 7),
+        (3, 64, 3, 3),
+        (71, 64, 1, 1),
+        (12, 128, 6, 6),
+        (6, 256, 6, 2),
+        (8, 256, 8, 2),
+        (3, 256, 3, 1),
     ],
 )
-def test_queries_of_one_key_are_shared_out_evenly(heads: int, kv_heads: int, dim: int, wanted: int) -> None:
-    assert queries_per_block(heads, kv_heads, dim) == wanted
+def test_queries_of_one_key_are_shared_out_evenly(group: int, dim: int, on_large: int, on_small: int) -> None:
+    """An H200's block has shared memory for all queries of a large head, an RTX 4090's has not."""
+    assert plan_blocks(group, dim, SPLITS, ROOM_90)[0] == on_large
+    assert plan_blocks(group, dim, SPLITS, ROOM_86)[0] == on_small
 
 
-@pytest.mark.parametrize("dim", MAX_QUERIES)
+@pytest.mark.parametrize("dim", HEAD_DIMS)
 @pytest.mark.parametrize("blocks", SPLITS)
 @pytest.mark.parametrize("bits", [16, 8])
 def test_what_attention_wants_of_shared_memory_is_there(dim: int, blocks: int, bits: int) -> None:
-    """On a card with little, columns are on their way once at least, of 8 bit twice; on one with much, two blocks
-    fit."""
-    most, fewest = MAX_QUERIES[dim], 16 // bits
-    assert choose_pipeline_stages(dim, most, blocks, 0, bits) == fewest
-    assert attention_bytes(dim, most, blocks, fewest, bits) <= SHARED_BYTES_86
-    for queries in (1, most):
-        stages = choose_pipeline_stages(dim, queries, blocks, ALL_SHARED_BYTES_90 // 2 - 1024, bits)
-        assert 2 * (attention_bytes(dim, queries, blocks, stages, bits) + 1024) <= ALL_SHARED_BYTES_90
-        assert dim > 128 or stages > fewest
+    """Columns are on their way once at least, of 8 bit twice. Where two blocks have room on a multiprocessor, both
+    do."""
+    fewest = 16 // bits
+    for room in (ROOM_86, ROOM_90):
+        for group in range(1, MAX_QUERIES + 1):
+            queries, ((_, stages),) = plan_blocks(group, dim, (blocks,), room, bits)
+            bytes_of = [attention_bytes(dim, queries, blocks, n, bits) for n in (fewest, stages)]
+            assert stages >= fewest and bytes_of[1] <= room.block_bytes
+            assert bytes_of[0] > room.half_bytes or 2 * (bytes_of[1] + 1024) <= room.multiprocessor_bytes
+    assert dim > 128 or all(choose_pipeline_stages(dim, one, blocks, ROOM_90, bits) > fewest for one in (1, 8))
+
+
+def test_a_head_for_which_no_block_has_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="256"):
+        plan_blocks(4, 256, SPLITS, SharedRoom(64 * 1024, 64 * 1024))
 
 
 def test_few_rows_share_their_columns_among_blocks_and_many_do_not() -> None:

@@ -29,7 +29,7 @@ from core.worker.decode.fused_experts import FusedExperts, find_expert_modules, 
 from core.worker.decode.fused_mlp import FusedDenseMlp, find_mlp_matrices
 from core.worker.decode.graph_cache import AttentionSpec, GraphCache
 from core.worker.decode.layer_parts import LayerPart, PlainMixer, PlainMlp
-from core.worker.kernels.decode_attention import MAX_QUERIES, DecodeKernels, HeadKind
+from core.worker.kernels.decode_attention import HEAD_DIMS, DecodeKernels, HeadKind
 from core.worker.kernels.dense_small_batch import can_multiply_dense
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.router_kernel import RoutingRule
@@ -104,7 +104,7 @@ class MixerMaker:
         index = index_of(layer)
         spec = self._cache.attention_specs.get(index)
         angles = call.kwargs.get("position_embeddings")
-        if matrices and spec and spec.dim in MAX_QUERIES and attention and isinstance(angles, tuple):
+        if matrices and spec and spec.dim in HEAD_DIMS and attention and isinstance(angles, tuple):
             of_heads = find_head_norm(attention, spec.dim)
             kind = of_heads and find_head_kind(matrices, spec, angles[0].shape[-1], of_heads)
             if of_heads and kind:

@@ -17,8 +17,10 @@ from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.kv_pages import KvPages, page_defines
 from core.worker.kernels.nvrtc import CudaModule, read_source
 
-# The most queries of a key that a block computes together, by head size: a block has registers for no more.
-MAX_QUERIES = {64: 8, 128: 8, 256: 2}
+# The sizes of a head that the kernels take.
+HEAD_DIMS = (64, 128, 256)
+# The most queries of a key that a block computes together: the columns of a tensor core's product.
+MAX_QUERIES = 8
 ATTEND_WARPS = 4
 # Columns of the cache that a warp takes at a time: the rows of a tensor core's product.
 COLUMNS = 16
@@ -55,10 +57,18 @@ class HeadNorm(NamedTuple):
 NO_NORM = HeadNorm()
 
 
-def queries_per_block(num_heads: int, num_kv_heads: int, dim: int) -> int:
-    """How many queries that share a key a block computes together: the most that divide them evenly."""
-    group = num_heads // num_kv_heads
-    return max(count for count in range(1, MAX_QUERIES[dim] + 1) if group % count == 0)
+@dataclass(frozen=True, slots=True)
+class SharedRoom:
+    """A GPU's shared memory. block_bytes: the most that a thread block may have; multiprocessor_bytes: what all blocks
+    on a multiprocessor share, 1 KiB of each being CUDA's."""
+
+    block_bytes: int
+    multiprocessor_bytes: int
+
+    @property
+    def half_bytes(self) -> int:
+        """What each of two blocks on a multiprocessor has."""
+        return self.multiprocessor_bytes // 2 - 1024
 
 
 def shared_bytes(dim: int, queries: int, blocks: int, pipeline_stages: int, bits: int = 16) -> int:
@@ -72,16 +82,31 @@ def shared_bytes(dim: int, queries: int, blocks: int, pipeline_stages: int, bits
     return in_flight + heads + sums * queries * FLOAT_BYTES
 
 
-def choose_pipeline_stages(dim: int, queries: int, blocks: int, room_bytes: int, bits: int = 16) -> int:
-    """How many loads of columns a warp has in flight: the most of 3, 2, 1 whose shared memory fits in `room_bytes`; at
-    most 2 where 4 or more blocks split a head. Of 8 bit twice as many, which are as many bytes."""
-    times = 16 // bits
+def choose_pipeline_stages(dim: int, queries: int, blocks: int, room: SharedRoom, bits: int = 16) -> int | None:
+    """How many loads of columns a warp has in flight, at most 3, or 2 where 4 or more blocks split a head: as many as
+    two blocks on a multiprocessor have room for, else as one alone has; None where it has room for none. Of 8 bit twice
+    as many, which are as many bytes."""
+    most = 2 if blocks >= 4 else 3
+    numbers = [n * (16 // bits) for n in range(most, 0, -1)]
     fitting = (
-        n * times
-        for n in (3, 2)
-        if shared_bytes(dim, queries, blocks, n * times, bits) <= room_bytes and (n < 3 or blocks < 4)
+        n
+        for room_bytes in (room.half_bytes, room.block_bytes)
+        for n in numbers
+        if shared_bytes(dim, queries, blocks, n, bits) <= room_bytes
     )
-    return next(fitting, times)
+    return next(fitting, None)
+
+
+def plan_blocks(
+    group: int, dim: int, splits: Sequence[int], room: SharedRoom, bits: int = 16
+) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Of the `group` of queries that share a key, how many a block computes together, so that it reads the key for all
+    of them: the most that divide them evenly and that there is room for; and the loads in flight by each of `splits`."""
+    for queries in range(min(group, MAX_QUERIES), 0, -1):
+        stages = [choose_pipeline_stages(dim, queries, blocks, room, bits) for blocks in splits]
+        if group % queries == 0 and None not in stages:
+            return queries, tuple((blocks, n) for blocks, n in zip(splits, stages, strict=True) if n is not None)
+    raise ValueError(f"attention with heads of {dim}")
 
 
 def choose_blocks(head_groups: int, most_blocks: Mapping[int, int]) -> int:
@@ -127,17 +152,13 @@ class DecodeKernels:
     ) -> None:
         """heads: (query heads, KV heads) of `dim`. kind: None for plain ones, turned as a whole. splits: into how many
         blocks a head may be split. clusters: whether those read one another's shared memory; None: where the GPU can.
-        bits: of the cache. Raises CudaCodeError."""
+        bits: of the cache. Raises CudaCodeError, ValueError where a head is too large for the GPU."""
         self.num_heads, self.num_kv_heads, self.dim = *heads, dim
         self.kind = HeadKind(dim, dim) if kind is None else kind
-        self._queries = queries_per_block(*heads, dim)
         properties = torch.cuda.get_device_properties(device)
         clusters = properties.major >= 9 if clusters is None else clusters
-        # Two blocks on a multiprocessor. CUDA reserves 1 KiB of each.
-        room = properties.shared_memory_per_multiprocessor // 2 - 1024
-        pipeline_stages = tuple(
-            (blocks, choose_pipeline_stages(dim, self._queries, blocks, room, bits)) for blocks in splits
-        )
+        room = SharedRoom(properties.shared_memory_per_block_optin, properties.shared_memory_per_multiprocessor)
+        self._queries, pipeline_stages = plan_blocks(heads[0] // heads[1], dim, splits, room, bits)
         module = module_for(dtype, self.kind, self._queries, pipeline_stages, clusters, device, bits)
         self._apply_rope_and_store_kv = module.kernel("apply_rope_and_store_kv")
         self._gate = module.kernel("gate_heads")
