@@ -18,14 +18,14 @@ import torch
 
 from benchmarks.deadline import Deadline, add_limit
 from benchmarks.figures import Figures, add_results
-from benchmarks.row_products import DTYPE, FORMAT, SHAPES, TRIED, cell, make_matrix, num_matrices, tile_of
+from benchmarks.row_products import DTYPE, FORMAT, SHAPES, cell, make_matrix, num_matrices, tile_of
 from core.worker.kernels import packed_prefill
 from core.worker.kernels.nvrtc import compiled
-from core.worker.kernels.packed_prefill import TRIED_TILES, PrefillKernels, prefill_kernels_for, tile_rows_of
+from core.worker.kernels.packed_prefill import PrefillKernels, prefill_kernels_for, tile_rows_of
 from core.worker.plan_load import use_capturable_stream
 
 INPUTS, OUTPUTS = SHAPES["27B"]["gate and up"]
-LABELS = ("many outputs", "few outputs", *TRIED, "two tiles of rows")
+LABELS = ("many outputs", "few outputs", "two tiles of rows")
 ROWS = (32, 64, 2048)
 # What is left out, as a pattern of the source and what stands in its place.
 DEQUANTIZING = {
@@ -107,8 +107,7 @@ def compile_ahead(rows: int) -> None:
     packed_prefill.CudaModule = Noted  # type: ignore[misc, assignment]
     for parts in WITHOUT.values():
         with left_out(parts):
-            for tried in (False, True)[: 1 + (tile_rows in TRIED_TILES)]:
-                PrefillKernels(DTYPE, FORMAT, tile_rows, device, tried)
+            PrefillKernels(DTYPE, FORMAT, tile_rows, device)
     packed_prefill.CudaModule = module  # type: ignore[misc]
     capability = torch.cuda.get_device_capability(device)
     with ThreadPoolExecutor() as threads:

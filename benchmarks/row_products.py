@@ -22,7 +22,6 @@ from core.common.errors import DeckError
 from core.memory.kernels.llamadeck import PREFILL_TILE_ROWS
 from core.worker.kernels.packed_prefill import (
     ONE_ROW_TILES,
-    TRIED_TILES,
     TWO_ROW_TILES,
     FusedDequantGemm,
     PrefillTile,
@@ -40,10 +39,7 @@ SHAPES = {
 ROWS = (16, 32, 64, 128, 512, 2048)
 DTYPE, FORMAT = torch.float16, CodeFormat(4, 128, False)
 LEAST_BYTES, MOST_MATRICES = 1 << 28, 12
-TRIED = tuple(f"tried tile {number + 1}" for number in range(max(map(len, TRIED_TILES.values()))))
-LABELS = (
-    "few rows", "many rows", "many outputs", "few outputs", *TRIED, "two tiles of rows", "cuBLAS, half precision"
-)  # fmt: skip
+LABELS = ("few rows", "many rows", "many outputs", "few outputs", "two tiles of rows", "cuBLAS, half precision")
 
 
 def main() -> None:
@@ -85,8 +81,6 @@ def tile_of(label: str, rows: int) -> PrefillTile | None:
     none."""
     if label == "many rows":
         return None
-    if label in TRIED:
-        return dict(zip(TRIED, TRIED_TILES[tile_rows_of(rows)], strict=False))[label]
     if label == "two tiles of rows":
         if rows <= PREFILL_TILE_ROWS:
             raise KeyError(label)

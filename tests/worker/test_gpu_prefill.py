@@ -13,7 +13,7 @@ from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.kernels import step_ops
 from core.worker.kernels.decode_attention import DecodeKernels
 from core.worker.kernels.fused_norm import FusedRmsNorm
-from core.worker.kernels.packed_prefill import TRIED_TILES, DequantThenGemm, FusedDequantGemm, tile_rows_of
+from core.worker.kernels.packed_prefill import DequantThenGemm, FusedDequantGemm
 from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation
 from tests.support.kv_pages import by_slot, paged
@@ -64,7 +64,7 @@ def test_products_from_codes_equal_the_dequantized_matrix(
         for added in (None, bias):
             x = torch.randn((rows, shape[0]), device=DEVICE, generator=random).to(dtype)
             wanted = multiply(matrix, x, dequantized, added)
-            for tile in (None, *TRIED_TILES.get(tile_rows_of(rows), ())):
+            for tile in (None, *from_codes.tiles(matrix, rows)):
                 assert far(from_codes.multiply(matrix, x, added, tile), wanted) < TOLERANCES[dtype]
 
 
@@ -101,7 +101,7 @@ def test_rmsnorm_swiglu_and_residual_are_fused_right(
     assert far(gemm.multiply_swizzled(matrix, swizzled, rows, None), wanted.float()) < 2 * TOLERANCES[dtype]
     gate, up = gemm.multiply(gate_up, x, None).chunk(2, -1)
     wanted = gemm.multiply(matrix, torch.nn.functional.silu(gate) * up, None) + added
-    for tile in gemm.tiles(rows):
+    for tile in gemm.tiles(gate_up, rows):
         gated = gemm.multiply_gated(gate_up, gemm.permute_rows(gate_up, x), rows, None, inverse_permutation, tile)
         got = gemm.multiply_swizzled(matrix, gated, rows, None, added)
         assert far(got, wanted.float()) < 2 * TOLERANCES[dtype]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from core.memory.kernels.llamadeck import PREFILL_PARTIAL_SUM_BYTES
 from core.worker.kernels.packed_prefill import (
     MIN_SHARE,
+    ODD_ROW_TILES,
     ONE_ROW_TILES,
-    TRIED_TILES,
     TWO_ROW_TILES,
     PrefillTile,
     shared_bytes,
@@ -55,7 +55,7 @@ def test_a_last_round_is_shared_where_it_is_short(units: int, turns: int, expect
     ("rows", "tile"),
     [
         *((rows, one) for rows, some in ONE_ROW_TILES.items() for one in some),
-        *((rows, one) for rows, some in TRIED_TILES.items() for one in some),
+        *((rows, one) for rows, some in ODD_ROW_TILES.items() for one in some),
         (128, TWO_ROW_TILES),
     ],
 )
@@ -72,3 +72,9 @@ def test_a_block_of_threads_has_room(rows: int, tile: PrefillTile, bits: int, gr
 @pytest.mark.parametrize(("rows", "expected"), [(1, 32), (32, 32), (33, 64), (64, 64), (65, 128), (4096, 128)])
 def test_few_rows_lie_in_small_tiles(rows: int, expected: int) -> None:
     assert tile_rows_of(rows) == expected
+
+
+def test_a_matrix_of_an_odd_number_of_k_blocks_is_multiplied_one_at_a_time() -> None:
+    assert all(tile.turn == 1 for some in ODD_ROW_TILES.values() for tile in some)
+    assert all(tile.turn == 1 or rows in ODD_ROW_TILES for rows, some in ONE_ROW_TILES.items() for tile in some)
+    assert TWO_ROW_TILES.turn == 1

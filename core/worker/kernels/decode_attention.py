@@ -100,8 +100,8 @@ def choose_pipeline_stages(dim: int, queries: int, blocks: int, room: SharedRoom
 def plan_blocks(
     group: int, dim: int, splits: Sequence[int], room: SharedRoom, bits: int = 16
 ) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """Of the `group` of queries that share a key, how many a block computes together, so that it reads the key for all
-    of them: the most that divide them evenly and that there is room for; and the loads in flight by each of `splits`."""
+    """Of the `group` of queries that share a key, how many a block computes together, so that it reads the key once for
+    them: the most that divide them evenly and that there is room for. And the loads in flight by each of `splits`."""
     for queries in range(min(group, MAX_QUERIES), 0, -1):
         stages = [choose_pipeline_stages(dim, queries, blocks, room, bits) for blocks in splits]
         if group % queries == 0 and None not in stages:

@@ -66,27 +66,17 @@ class PrefillTile(NamedTuple):
         return 128 * (self.warpgroups + 1)
 
 
-# By how many rows a tile has: those for one row tile, of many outputs and of few.
+# By how many rows a tile has: those for one row tile, of many outputs and of few. With two K blocks a turn a warp waits
+# half as often for what it multiplies. Found by trying on an H200 (benchmarks/row_products.py).
 ONE_ROW_TILES = {
-    32: (PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 1, ((4, 10), (8, 7)))),
-    64: (PrefillTile(2, 1, ((4, 8), (8, 6))), PrefillTile(1, 1, ((4, 7), (8, 5)))),
+    32: (PrefillTile(2, 1, ((4, 6), (8, 3)), turn=2), PrefillTile(1, 1, ((4, 8), (8, 4)), warpgroups=3, turn=2)),
+    64: (PrefillTile(2, 1, ((4, 8), (8, 6))), PrefillTile(1, 1, ((4, 6), (8, 4)), turn=2)),
     128: (PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 1, ((4, 8), (8, 6)))),
 }
-# No product takes these before a GPU has measured them (benchmarks/row_products.py). More warps that multiply hide more
-# of what each of them waits for; with two K blocks a turn each waits half as often.
-TRIED_TILES = {
-    32: (
-        PrefillTile(1, 1, ((4, 7), (8, 3)), 4, 2),
-        PrefillTile(1, 1, ((4, 12), (8, 7)), 4),
-        PrefillTile(2, 1, ((4, 6), (8, 3)), 2, 2),
-        PrefillTile(1, 1, ((4, 8), (8, 5)), 2, 2),
-        PrefillTile(1, 1, ((4, 8), (8, 4)), 3, 2),
-    ),
-    64: (
-        PrefillTile(1, 1, ((4, 8), (8, 5)), 4),
-        PrefillTile(1, 1, ((4, 5), (8, 3)), 3, 2),
-        PrefillTile(1, 1, ((4, 6), (8, 4)), 2, 2),
-    ),
+# The same for matrices of an odd number of K blocks, where some of those have turns of two.
+ODD_ROW_TILES = {
+    32: (PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 1, ((4, 10), (8, 7)))),
+    64: (PrefillTile(2, 1, ((4, 8), (8, 6))), PrefillTile(1, 1, ((4, 7), (8, 5)))),
 }
 # Of rows that take several tiles of PREFILL_TILE_ROWS, two use each dequantized code for twice the rows. Found by
 # trying on an H100; of 8 bit as many stages as there is room for.
@@ -124,15 +114,14 @@ def stream_k_grid(units: int, turns: int, multiprocessors: int) -> tuple[int, in
 
 
 class PrefillKernels:
-    """The kernels of cuda/prompts.cu for one dtype and format, on one GPU. tried: those of TRIED_TILES alone."""
+    """The kernels of cuda/prompts.cu for one dtype and format, on one GPU. is_odd: those of ODD_ROW_TILES."""
 
     def __init__(
-        self, dtype: torch.dtype, format: CodeFormat, tile_rows: int, device: torch.device, tried: bool = False
+        self, dtype: torch.dtype, format: CodeFormat, tile_rows: int, device: torch.device, is_odd: bool = False
     ) -> None:
-        self._tile_rows = tile_rows
+        self._one_row_tiles = (ODD_ROW_TILES if is_odd else ONE_ROW_TILES)[tile_rows]
         several = [TWO_ROW_TILES] if tile_rows == PREFILL_TILE_ROWS else []
-        made = TRIED_TILES[tile_rows] if tried else [*ONE_ROW_TILES[tile_rows], *several]
-        tiles = {one: shared_bytes(one, format, tile_rows) for one in made}
+        tiles = {one: shared_bytes(one, format, tile_rows) for one in (*self._one_row_tiles, *several)}
         lines = (
             f"GEMM({name(one, is_gated)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, "
             f"{one.warpgroups}, {one.turn}, {str(is_gated).lower()}, {size})"
@@ -155,7 +144,7 @@ class PrefillKernels:
         """The tile for so many tiles of rows."""
         if row_tiles > 1:
             return TWO_ROW_TILES
-        large, small = ONE_ROW_TILES[self._tile_rows]
+        large, small = self._one_row_tiles
         return large if -(-outputs // large.outputs) * MOST_SHARERS >= self.multiprocessors else small
 
 
@@ -189,9 +178,9 @@ def shared_bytes(tile: PrefillTile, format: CodeFormat, tile_rows: int) -> int:
 
 @cache
 def prefill_kernels_for(
-    dtype: torch.dtype, format: CodeFormat, tile_rows: int, device: torch.device, tried: bool = False
+    dtype: torch.dtype, format: CodeFormat, tile_rows: int, device: torch.device, is_odd: bool = False
 ) -> PrefillKernels:
-    return PrefillKernels(dtype, format, tile_rows, device, tried)
+    return PrefillKernels(dtype, format, tile_rows, device, is_odd)
 
 
 class FusedDequantGemm:
@@ -210,15 +199,15 @@ class FusedDequantGemm:
         )
         self._ready = torch.zeros(PREFILL_MAX_BLOCKS, dtype=torch.int32, device=device)
 
-    def tiles(self, rows: int) -> Sequence[PrefillTile]:
-        """Those that may be chosen for so many rows; not those of TRIED_TILES, which `multiply` takes as well."""
+    def tiles(self, matrix: PackedMatrix, rows: int) -> Sequence[PrefillTile]:
+        """Those that may be chosen for so many rows."""
         row_tiles = -(-rows // tile_rows_of(rows))
-        return [one for one in self._kernels(rows).gemms if (one.row_tiles == 1) == (row_tiles == 1)]
+        return [one for one in self._kernels(matrix, rows).gemms if (one.row_tiles == 1) == (row_tiles == 1)]
 
     def multiply(
         self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, tile: PrefillTile | None = None
     ) -> torch.Tensor:
-        """tile: one of `tiles` or TRIED_TILES; None: the one that is right for the matrix."""
+        """tile: one of `tiles`; None: the one that is right for the matrix."""
         return self.multiply_swizzled(matrix, self.permute_rows(matrix, x), x.shape[0], bias, tile=tile)
 
     def permute_rows(self, matrix: PackedMatrix, x: torch.Tensor, is_in_order: bool = False) -> torch.Tensor:
@@ -226,7 +215,7 @@ class FusedDequantGemm:
         is_in_order: x is in the matrix's order already."""
         rows, swizzled = x.shape[0], self._empty_tiles(x.shape[0], matrix.inputs, x)
         threads = rows * matrix.inputs // PERMUTED_INPUTS
-        self._kernels(rows).permute_rows(
+        self._kernels(matrix, rows).permute_rows(
             (-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, x, None if is_in_order else matrix.permutation,
             swizzled, x.stride(0), rows, matrix.inputs // K_BLOCK,
         )  # fmt: skip
@@ -234,7 +223,7 @@ class FusedDequantGemm:
 
     def rmsnorm_rows(self, matrix: PackedMatrix, x: torch.Tensor, norm: FusedRmsNorm) -> torch.Tensor:
         """RMSNorm of x [rows, inputs], then as `permute_rows`."""
-        swizzled, kernels = self._empty_tiles(x.shape[0], matrix.inputs, x), self._kernels(x.shape[0])
+        swizzled, kernels = self._empty_tiles(x.shape[0], matrix.inputs, x), self._kernels(matrix, x.shape[0])
         kernel = kernels.rmsnorm_rows if matrix.inputs <= USUAL_ROW else kernels.rmsnorm_long_rows
         kernel(
             (x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.inverse_permutation, swizzled, x.stride(0),
@@ -242,10 +231,10 @@ class FusedDequantGemm:
         )  # fmt: skip
         return swizzled
 
-    def _kernels(self, rows: int, tile: PrefillTile | None = None) -> PrefillKernels:
+    def _kernels(self, matrix: PackedMatrix, rows: int) -> PrefillKernels:
         dtype, format, device = self._kind
-        tile_rows = tile_rows_of(rows)
-        return prefill_kernels_for(dtype, format, tile_rows, device, tile in TRIED_TILES.get(tile_rows, ()))
+        tile_rows, blocks = tile_rows_of(rows), matrix.inputs // K_BLOCK
+        return prefill_kernels_for(dtype, format, tile_rows, device, blocks % 2 > 0 and tile_rows in ODD_ROW_TILES)
 
     def _empty_tiles(self, rows: int, inputs: int, like: torch.Tensor) -> torch.Tensor:
         """For whole row tiles."""
@@ -268,7 +257,7 @@ class FusedDequantGemm:
         if out is None:
             out = torch.empty((rows, matrix.outputs), dtype=swizzled.dtype, device=swizzled.device)
         tile = tile or self._tile_for(matrix, rows)
-        kernels = self._kernels(rows, tile)
+        kernels = self._kernels(matrix, rows)
         self._run(kernels.gemms[tile], tile, matrix, swizzled, rows, out, bias, residual, None, out.stride(0))
         return out
 
@@ -285,14 +274,14 @@ class FusedDequantGemm:
         that takes those, whose inputs lie where `inverse_permutation` says. Its inputs are a multiple of K_BLOCK. The
         rest as for `multiply_swizzled`."""
         tile, size = tile or self._tile_for(matrix, rows), matrix.outputs // 2
-        kernels = self._kernels(rows, tile)
+        kernels = self._kernels(matrix, rows)
         out = self._empty_tiles(rows, size, swizzled)
         self._run(kernels.gated_gemms[tile], tile, matrix, swizzled, rows, out, bias, None, inverse_permutation,
                   size // K_BLOCK)  # fmt: skip
         return out
 
     def _tile_for(self, matrix: PackedMatrix, rows: int) -> PrefillTile:
-        return self._kernels(rows).tile_for(-(-rows // tile_rows_of(rows)), matrix.outputs)
+        return self._kernels(matrix, rows).tile_for(-(-rows // tile_rows_of(rows)), matrix.outputs)
 
     def _run(
         self,
@@ -309,7 +298,7 @@ class FusedDequantGemm:
     ) -> None:
         tiles, blocks = matrix.codes.shape[:2]
         assert blocks % tile.turn == 0
-        row_tiles, multiprocessors = -(-rows // tile_rows_of(rows)), self._kernels(rows).multiprocessors
+        row_tiles, multiprocessors = -(-rows // tile_rows_of(rows)), self._kernels(matrix, rows).multiprocessors
         units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
         grid, whole = stream_k_grid(units, -(-blocks // tile.turn), multiprocessors)
         kernel(

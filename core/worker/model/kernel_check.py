@@ -58,7 +58,7 @@ def products_of(module: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
     if x.shape[0] <= MAX_SMALL_BATCH:
         yield module(x.unsqueeze(1)).squeeze(1)
     if gemm := gemm_of(module):
-        for tile in gemm.tiles(x.shape[0]):
+        for tile in gemm.tiles(module.matrix, x.shape[0]):
             yield gemm.multiply(module.matrix, x, module.bias, tile)
 
 
@@ -69,7 +69,7 @@ def gated_products_of(module: nn.Module, x: torch.Tensor) -> Iterator[torch.Tens
     if gemm is None or x.shape[0] < gemm.min_rows:
         return
     assert isinstance(module, PackedLinear)
-    for tile in gemm.tiles(x.shape[0]):
+    for tile in gemm.tiles(module.matrix, x.shape[0]):
         rows = gemm.permute_rows(module.matrix, x)
         yield rows_of(gemm.multiply_gated(module.matrix, rows, x.shape[0], module.bias, None, tile), x.shape[0])
 
