@@ -27,6 +27,7 @@ from core.worker.kernels.expert_prompts import STAGES, ExpertPromptKernels
 from core.worker.kernels.gptq_block import GptqBlockKernel
 from core.worker.kernels.logprobs_kernel import LogprobsKernel
 from core.worker.kernels.low_rank import LowRankKernels
+from core.worker.kernels.narrow_products import NarrowKernels
 from core.worker.kernels.packed_prefill import ODD_ROW_TILES, ONE_ROW_TILES, PrefillKernels
 from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import CodeFormat
@@ -112,6 +113,7 @@ def own_kernels(is_hopper: bool) -> list[Callable[[], object]]:
     made += [partial(ExpertKernels, *kind, device) for kind in expert_formats]
     if is_hopper:
         made += [partial(PrefillKernels, *kind, rows, device) for kind in formats for rows in ONE_ROW_TILES]
+        made += [partial(NarrowKernels, dtype, rows, device) for dtype in DTYPES for rows in ONE_ROW_TILES]
         made += [partial(PrefillKernels, *kind, rows, device, True) for kind in formats for rows in ODD_ROW_TILES]
     made += [partial(DecodeKernels, FLOAT16, *heads, 4, device) for heads in (*MODEL_HEADS, *ATTENTION_HEADS)]
     made += [partial(DecodeKernels, BFLOAT16, *heads, 4, device) for heads in BFLOAT16_MODEL_HEADS]

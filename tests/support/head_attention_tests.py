@@ -50,8 +50,8 @@ def test_one_new_token_a_row_is_normed_turned_stored_attended_and_gated(
     before = [tensor.clone() for tensor in by_slot(cache)]
     angles, scale = (tokens.cos[:, None], tokens.sin[:, None]), case.kind.dim**-0.5
     results = []
-    for splits, clusters in SHARINGS if device.type == "cuda" else SHARINGS[:2]:
-        if clusters and torch.cuda.get_device_capability() < (9, 0):
+    for splits, clusters in SHARINGS if device.type == "cuda" else (*SHARINGS[:2], SHARINGS[-1]):
+        if clusters and device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
             continue
         kernels = DecodeKernels(dtype, case.heads, case.kind.dim, 3, device, splits, clusters, case.kind, bits)
         results.append(

@@ -18,6 +18,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef long long i64;
@@ -35,8 +36,12 @@ constexpr size_t STACK_BYTES = 128 * 1024, KEPT_FIBERS = 1024;
 
 struct Barrier { int arrived = 0; u32 phase = 0; };
 struct Warp { Barrier barrier; u32 values[2][32][8]; };
+struct Block;
+// A row of the grid, as every kernel here has them that has clusters at all.
+struct Cluster { Barrier all; std::vector<Block*> blocks; };
 struct Block {
     Index index;
+    Cluster* cluster;
     std::vector<Warp> warps;
     std::vector<char> shared;
     Barrier all, named[16];
@@ -289,10 +294,16 @@ inline void cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes(
     memcpy(at_shared(to), from, size);
     barrier_at(barrier).bytes -= size, end_phase(barrier_at(barrier));
 }
-// Only attention exchanges numbers within a cluster.
-template <class... Any> void mapa_shared_cluster_u32(Any...) { abort(); }
-template <class... Any> void ld_shared_cluster_f32(Any...) { abort(); }
-template <class... Any> void barrier_cluster_arrive_release_barrier_cluster_wait_acquire(Any...) { abort(); }
+// An address in another block's shared memory: in the upper bits whose.
+inline void mapa_shared_cluster_u32(u32& r, u32 at, int rank) { r = at | (u32)rank << 24; }
+inline void ld_shared_cluster_f32(float& r, u32 from) {
+    Block* block = fiber->block->cluster->blocks[from >> 24];
+    memcpy(&r, block->shared.data() + (from & 0xffffff) - SHARED_BEGIN, 4);
+}
+inline void barrier_cluster_arrive_release_barrier_cluster_wait_acquire() {
+    Cluster& own = *fiber->block->cluster;
+    wait(own.all, (int)(own.blocks.size() * fiber->block->warps.size() * 32));
+}
 inline void bar_sync(int barrier, int count) { wait(fiber->block->named[barrier], count); }
 }  // namespace ptx
 
@@ -320,11 +331,14 @@ extern "C" bool launch(void (*kernel)(void**), const u32* size, int num_threads,
     grid = {size[0], size[1], size[2]};
     entry = [=] { kernel(arguments); };
     std::deque<Block> blocks;
+    std::deque<Cluster> clusters;
     static std::deque<Fiber> fibers;
     size_t used = 0;
     for (u32 at = 0; at < size[0] * size[1] * size[2]; at++) {
         Block& block = blocks.emplace_back();
         block.index = {at % size[0], at / size[0] % size[1], at / size[0] / size[1]};
+        if (at % size[0] == 0) clusters.emplace_back();
+        block.cluster = &clusters.back(), block.cluster->blocks.push_back(&block);
         block.warps.resize(num_threads / 32);
         block.shared.assign(shared_bytes, (char)0xff);  // as bits of any number, not one
         for (int thread = 0; thread < num_threads; thread++) {

@@ -21,6 +21,7 @@ from core.worker.kernels import (
     dense_small_batch,
     expert_kernels,
     expert_prompts,
+    narrow_products,
     packed_prefill,
     packed_small_batch,
     routed_pairs,
@@ -32,7 +33,8 @@ from tests.support.compiled_kernels import OPTIONS, kept_library
 
 HEADER = Path(__file__).with_name("ptx_on_cpu.h")
 NESTED = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
-KERNEL = re.compile(rf'extern "C" __global__ void\s*(?:__launch_bounds__\s*{NESTED})?\s*(\w+)\s*({NESTED})')
+BEFORE_NAME = rf"(?:(?:__launch_bounds__|__cluster_dims__)\s*{NESTED}\s*)*"
+KERNEL = re.compile(rf'extern "C" __global__ void\s*{BEFORE_NAME}(\w+)\s*({NESTED})')
 SHARED = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?([\w ]+?) (\w+)\[\];")
 ASM = re.compile(r"\basm\s*(?:volatile)?\s*\(")
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
@@ -48,6 +50,7 @@ CAPTURED: dict[str, Any] = {"text": True, "capture_output": True, "check": True}
 MODULES = (
     decode_attention,
     dense_small_batch,
+    narrow_products,
     packed_small_batch,
     packed_prefill,
     expert_prompts,
@@ -65,6 +68,7 @@ CACHES = (
     row_norm.norm_kernel,
     dense_small_batch.module_for,
     dense_small_batch.dense_kernels_for,
+    narrow_products.narrow_kernels_for,
     decode_attention.module_for,
     router_kernel.router_kernels_for,
 )

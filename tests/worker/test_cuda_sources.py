@@ -39,6 +39,7 @@ from core.worker.kernels.dense_small_batch import DenseKernels
 from core.worker.kernels.gptq_block import GptqBlockKernel
 from core.worker.kernels.logprobs_kernel import LogprobsKernel
 from core.worker.kernels.low_rank import LowRankKernels
+from core.worker.kernels.narrow_products import NarrowKernels
 from core.worker.kernels.packed_prefill import ODD_ROW_TILES, ONE_ROW_TILES, PrefillKernels
 from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import CodeFormat
@@ -184,6 +185,12 @@ def test_the_products_with_experts_compile(
             expert_prompts.ExpertPromptKernels(dtype, format, rows, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("tile_rows", ONE_ROW_TILES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_products_of_narrow_matrices_compile(dtype: torch.dtype, tile_rows: int) -> None:
+    NarrowKernels(dtype, tile_rows, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_products_of_unquantized_matrices_compile(
@@ -200,7 +207,7 @@ def test_the_products_of_unquantized_matrices_compile(
         (torch.float16, (32, 32), 128),
         (torch.bfloat16, (64, 8), 128),
         (torch.float16, (7, 1), 64),
-        (torch.bfloat16, (4, 2), 256),
+        (torch.bfloat16, (24, 4), 256),
     ],
 )
 def test_the_attention_of_new_tokens_compiles(

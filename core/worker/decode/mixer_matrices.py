@@ -10,6 +10,7 @@ from itertools import pairwise, takewhile
 import torch
 from torch import nn
 
+from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.decode.fused_modules import FusedNorm
 from core.worker.decode.layer_parts import (
     Packed,
@@ -23,7 +24,8 @@ from core.worker.decode.layer_parts import (
     shared_gemm,
 )
 from core.worker.kernels.dense_small_batch import MAX_MATRICES, can_multiply_dense, dense_kernels_for
-from core.worker.kernels.packed_prefill import FusedDequantGemm
+from core.worker.kernels.narrow_products import are_narrow, narrow_kernels_for
+from core.worker.kernels.packed_prefill import MIN_STEP_ROWS, FusedDequantGemm, gemm_of, tile_rows_of
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.model.adapters import AdapterLinear
 from core.worker.model.merged_linear import MergedLinearSlice
@@ -52,6 +54,8 @@ class InputMatrices:
     def decode(self, hidden: torch.Tensor, norm: FusedNorm) -> torch.Tensor:
         """hidden [rows, size] of one new token a row -> [rows, all outputs]."""
         out, begin = self._empty_rows(hidden), 0
+        if self._decode_beside_narrow(hidden, norm, out):
+            return out
         for one in self.packed:
             place = out[:, begin : begin + one.out_features]
             if gemm := faster_gemm(one, hidden):
@@ -91,6 +95,32 @@ class InputMatrices:
         end = multiply_each(normed, large, out)
         if rest := weights[len(large) :]:
             kernels.multiply(rest, normed, out=out[:, end:])
+
+    def _decode_beside_narrow(self, hidden: torch.Tensor, norm: FusedNorm, out: torch.Tensor) -> bool:
+        """Where a step has many rows, and what follows the large matrices is narrow: one kernel norms the rows and
+        multiplies them with the narrow matrices; then come the large ones. False, and nothing, elsewhere."""
+        if hidden.shape[0] < MIN_STEP_ROWS or not has_fused_prefill(torch.cuda.get_device_capability(hidden.device)):
+            return False
+        weights = [one.weight for one in self.dense]
+        large = [] if self.packed else list(takewhile(partial(are_many, hidden), weights))
+        narrow, gemm = weights[len(large) :], gemm_of(self.packed[0]) if len(self.packed) == 1 else None
+        if not are_narrow(narrow) or not (gemm or large):
+            return False
+        kernels = narrow_kernels_for(hidden.dtype, tile_rows_of(hidden.shape[0]), hidden.device)
+        beside = out[:, self.out_features - sum(one.shape[0] for one in narrow) :]
+        if gemm is None:
+            normed = torch.empty_like(hidden)
+            kernels.norm_and_multiply(hidden, norm.before(None), narrow, normed, beside, is_swizzled=False)
+            multiply_each(normed, large, out)
+            return True
+        (linear,) = self.packed
+        assert isinstance(linear, PackedLinear)
+        rows = gemm.empty_rows(linear.matrix, hidden)
+        kernels.norm_and_multiply(
+            hidden, norm.before(linear.inverse_permutation), narrow, rows, beside, is_swizzled=True
+        )
+        gemm.multiply_swizzled(linear.matrix, rows, len(hidden), linear.bias, out=out[:, : linear.out_features])
+        return True
 
     def split(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of rows [tokens, all outputs] those of each projection, by its name."""

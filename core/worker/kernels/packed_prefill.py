@@ -213,7 +213,7 @@ class FusedDequantGemm:
     def permute_rows(self, matrix: PackedMatrix, x: torch.Tensor, is_in_order: bool = False) -> torch.Tensor:
         """x [rows, inputs], in the model's order -> the same in the matrix's order and in wgmma's swizzled layout.
         is_in_order: x is in the matrix's order already."""
-        rows, swizzled = x.shape[0], self._empty_tiles(x.shape[0], matrix.inputs, x)
+        rows, swizzled = x.shape[0], self.empty_rows(matrix, x)
         threads = rows * matrix.inputs // PERMUTED_INPUTS
         self._kernels(matrix, rows).permute_rows(
             (-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, x, None if is_in_order else matrix.permutation,
@@ -223,7 +223,7 @@ class FusedDequantGemm:
 
     def rmsnorm_rows(self, matrix: PackedMatrix, x: torch.Tensor, norm: FusedRmsNorm) -> torch.Tensor:
         """RMSNorm of x [rows, inputs], then as `permute_rows`."""
-        swizzled, kernels = self._empty_tiles(x.shape[0], matrix.inputs, x), self._kernels(matrix, x.shape[0])
+        swizzled, kernels = self.empty_rows(matrix, x), self._kernels(matrix, x.shape[0])
         kernel = kernels.rmsnorm_rows if matrix.inputs <= USUAL_ROW else kernels.rmsnorm_long_rows
         kernel(
             (x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.inverse_permutation, swizzled, x.stride(0),
@@ -235,6 +235,10 @@ class FusedDequantGemm:
         dtype, format, device = self._kind
         tile_rows, blocks = tile_rows_of(rows), matrix.inputs // K_BLOCK
         return prefill_kernels_for(dtype, format, tile_rows, device, blocks % 2 > 0 and tile_rows in ODD_ROW_TILES)
+
+    def empty_rows(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
+        """Room for what `permute_rows` and `rmsnorm_rows` give of x [rows, inputs]."""
+        return self._empty_tiles(x.shape[0], matrix.inputs, x)
 
     def _empty_tiles(self, rows: int, inputs: int, like: torch.Tensor) -> torch.Tensor:
         """For whole row tiles."""
