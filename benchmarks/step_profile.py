@@ -121,7 +121,7 @@ def one_by_one() -> Iterator[None]:
     def launch_late(kernel: CudaKernel, *arguments: Any, starts_early: bool = False) -> None:
         launch(kernel, *arguments, starts_early=False)
 
-    CudaKernel.__call__ = launch_late  # type: ignore[method-assign]
+    CudaKernel.__call__ = launch_late  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from core.memory.kernels.llamadeck import LLAMADECK
 from core.worker.kernels import packed_small_batch
 from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.low_rank import LowRankMatrices, LowRankRows
-from core.worker.kernels.packed_prefill import FusedDequantGemm
+from core.worker.kernels.packed_prefill import USUAL_ROW, FusedDequantGemm, rows_of
 from core.worker.kernels.packed_small_batch import HEAD_ROWS, MAX_SMALL_BATCH, PackedLinear, SmallBatchKernels
 from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation, pack_codes, tile_scales
 from core.worker.model.kernel_check import check_kernel
@@ -248,3 +248,27 @@ def test_a_part_of_a_matrix_is_dequantized(format: CodeFormat, dtype: torch.dtyp
     got = SmallBatchKernels(dtype, format, CPU).dequantize(matrix, 2, 3, torch.empty(3 * TILE * INPUTS, dtype=dtype))
     wanted = dense[matrix.permutation.long(), 2 * TILE : 5 * TILE].t().to(dtype)
     assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("is_permuted", [False, True])
+@pytest.mark.parametrize(("inputs", "offset"), [(INPUTS, 1.0), (USUAL_ROW + 128, 0.0)])
+def test_rows_are_normed_as_a_product_takes_them_and_as_they_are(inputs: int, offset: float, is_permuted: bool) -> None:
+    """Rows of which a thread keeps more go through another kernel."""
+    (format, dtype), random = KINDS[0], torch.Generator().manual_seed(9)
+    matrix, _ = make_matrix(format, dtype, inputs, 16)
+    assert matrix.permutation is not None
+    order = matrix.permutation.long() if is_permuted else torch.arange(inputs)
+    gemm, inverse = (
+        FusedDequantGemm(dtype, format, CPU),
+        invert_permutation(matrix.permutation) if is_permuted else None,
+    )
+    weight = (torch.rand(inputs, generator=random) + 0.5).to(dtype)
+    for rows in (3, 40):
+        x = torch.randn((rows, inputs), generator=random).to(dtype)
+        plain = torch.zeros((rows + 1, inputs), dtype=dtype)
+        swizzled = gemm.rmsnorm_rows(matrix, x, FusedRmsNorm(weight, inverse, 1e-5, offset), plain)
+        wanted = torch.nn.functional.rms_norm(x.float(), (inputs,), eps=1e-5) * (weight.float() + offset)
+        assert far(plain[:rows], wanted) < 2 * TOLERANCES[dtype] and not plain[rows:].any()
+        assert torch.equal(rows_of(swizzled, rows), plain[:rows, order])
+        again = gemm.rmsnorm_rows(matrix, x, FusedRmsNorm(weight, inverse, 1e-5, offset))
+        assert torch.equal(rows_of(again, rows), plain[:rows, order])

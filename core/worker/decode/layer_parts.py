@@ -141,9 +141,10 @@ def prefill_normed(
     hidden: torch.Tensor,
     norm: FusedNorm,
     out: torch.Tensor | None = None,
+    plain: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A product of the RMS-normed rows [tokens, size] of a chunk. out: takes the result."""
-    swizzled = gemm.rmsnorm_rows(linear.matrix, hidden, norm.before(linear.inverse_permutation))
+    """A product of the RMS-normed rows [tokens, size] of a chunk. out: takes the result; plain: the normed rows."""
+    swizzled = gemm.rmsnorm_rows(linear.matrix, hidden, norm.before(linear.inverse_permutation), plain)
     return gemm.multiply_swizzled(linear.matrix, swizzled, hidden.shape[0], linear.bias, out=out)
 
 

@@ -74,14 +74,16 @@ class InputMatrices:
     def prefill(self, hidden: torch.Tensor, norm: FusedNorm) -> torch.Tensor:
         """hidden [tokens, size] of one chat's chunk -> [tokens, all outputs]."""
         out, begin = self._empty_rows(hidden), 0
+        normed = torch.empty_like(hidden) if self.packed and self.dense else None
         for linear in self.packed:
             assert isinstance(linear, PackedLinear)
             gemm, end = linear.prefill_backend, begin + linear.out_features
             assert isinstance(gemm, FusedDequantGemm)
-            prefill_normed(gemm, linear, hidden, norm, out[:, begin:end])
+            prefill_normed(gemm, linear, hidden, norm, out[:, begin:end], plain=None if begin else normed)
             begin = end
         if self.dense:
-            multiply_each(norm(hidden), [one.weight for one in self.dense], out[:, begin:])
+            rows = norm(hidden) if normed is None else normed
+            multiply_each(rows, [one.weight for one in self.dense], out[:, begin:])
         return out
 
     def _decode_dense(self, hidden: torch.Tensor, norm: FusedNorm, out: torch.Tensor) -> None:

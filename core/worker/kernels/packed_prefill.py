@@ -18,6 +18,7 @@ from core.memory.kernels.llamadeck import (
     dequant_buffer_bytes,
     has_fused_prefill,
 )
+from core.memory.sizes import HALF_BYTES
 from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
 from core.worker.kernels.packed_small_batch import (
@@ -132,7 +133,8 @@ class PrefillKernels:
         defines = {"USUAL_ROW": USUAL_ROW, "MAX_ROW": MAX_ROW, "TILE_ROWS": tile_rows}
         module = CudaModule(source, defines_for(dtype, format) | defines, device)
         self.permute_rows = module.kernel("permute_rows")
-        self.rmsnorm_rows, self.rmsnorm_long_rows = module.kernel("rmsnorm_rows"), module.kernel("rmsnorm_long_rows")
+        self.rmsnorm_rows = module.kernel("rmsnorm_rows", USUAL_ROW * HALF_BYTES)
+        self.rmsnorm_long_rows = module.kernel("rmsnorm_long_rows", MAX_ROW * HALF_BYTES)
         # By tile, then those that give silu(gate) * up.
         self.gemms, self.gated_gemms = (
             {one: module.kernel(name(one, is_gated), size) for one, size in tiles.items()} for is_gated in (False, True)
@@ -221,12 +223,14 @@ class FusedDequantGemm:
         )  # fmt: skip
         return swizzled
 
-    def rmsnorm_rows(self, matrix: PackedMatrix, x: torch.Tensor, norm: FusedRmsNorm) -> torch.Tensor:
-        """RMSNorm of x [rows, inputs], then as `permute_rows`."""
+    def rmsnorm_rows(
+        self, matrix: PackedMatrix, x: torch.Tensor, norm: FusedRmsNorm, plain: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """RMSNorm of x [rows, inputs], then as `permute_rows`. plain: takes the normed rows as they are."""
         swizzled, kernels = self.empty_rows(matrix, x), self._kernels(matrix, x.shape[0])
         kernel = kernels.rmsnorm_rows if matrix.inputs <= USUAL_ROW else kernels.rmsnorm_long_rows
         kernel(
-            (x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.inverse_permutation, swizzled, x.stride(0),
+            (x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.inverse_permutation, swizzled, plain, x.stride(0),
             matrix.inputs // K_BLOCK, norm.eps, norm.offset,
         )  # fmt: skip
         return swizzled

@@ -582,11 +582,13 @@ extern "C" __global__ void __launch_bounds__(256)
     pdl_trigger();
     pdl_wait();
     if (row >= rows) return;
-    const u16* gates = qkv + ((i64)row * (heads * QUERY_HEADS + 2 * kv_heads) + head * 2 + 1) * DIM + at % PIECES * 8;
+    const uint4 gates =
+        ld_global_16(qkv + ((i64)row * (heads * QUERY_HEADS + 2 * kv_heads) + head * 2 + 1) * DIM + at % PIECES * 8);
+    const u32 words[4] = {gates.x, gates.y, gates.z, gates.w};
     uint4* piece = (uint4*)attended + at;
     float values[8];
     unpack8(*piece, values);
 #pragma unroll
-    for (int i = 0; i < 8; i++) values[i] *= sigmoid(gates[i]);
+    for (int i = 0; i < 8; i++) values[i] *= sigmoid((u16)(words[i / 2] >> i % 2 * 16));
     *piece = pack8(values);
 }

@@ -7,14 +7,17 @@ typedef unsigned char u8;
 // A thread's own score, and how many it handles at once.
 #define SCORE(i) scores[i]
 #define SCORES_AT_ONCE SCORES
+#define READS SCORES
 #else
 #define SCORE(i) scores[(i) * SAMPLE_THREADS]
 #define SCORES_AT_ONCE 4
+#define READS 1
 #define __cluster_dims__(...)
 __device__ __forceinline__ void cluster_sync() { __syncthreads(); }
 __device__ __forceinline__ float ld_cluster(int, const float& own) { return own; }
 #endif
 
+#define READ_AT_ONCE 16
 // Thresholds tried at once: as good as 3 bisections. A score RANGE below the highest weighs nothing.
 #define THRESHOLDS 7
 #define PASSES (BISECTIONS / 3)
@@ -77,6 +80,25 @@ __device__ __forceinline__ float philox_uniform(unsigned long long key, u32 coun
 __device__ __forceinline__ int first_place() { return blockIdx.x * SAMPLE_THREADS + threadIdx.x; }
 #define STEP (SAMPLE_BLOCKS * SAMPLE_THREADS)
 
+// Call put(i, values[place]) for the thread's scores. READ_AT_ONCE values are asked for before the first one is there.
+template <class T, class Put>
+__device__ __forceinline__ void for_each_score(int size, const T* values, Put put) {
+#pragma unroll READS
+    for (int base = 0; base < SCORES; base += READ_AT_ONCE) {
+        T got[READ_AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < READ_AT_ONCE; u++) {
+            const int place = first_place() + (base + u) * STEP;
+            if (base + u < SCORES && place < size) got[u] = values[place];
+        }
+#pragma unroll
+        for (int u = 0; u < READ_AT_ONCE; u++) {
+            const int place = first_place() + (base + u) * STEP;
+            if (base + u < SCORES && place < size) put(base + u, got[u]);
+        }
+    }
+}
+
 // How many scores are at least each of COUNT thresholds, or the sum of their e^(score - top).
 template <int COUNT>
 __device__ __forceinline__ void weigh(const float* scores, float top, int size, float low, float width, bool is_mass,
@@ -124,22 +146,26 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
 #else
     float* scores = scratch + row * size + threadIdx.x;
 #endif
+#if CLUSTERS
+#pragma unroll
+    for (int i = 0; i < SCORES; i++) scores[i] = LOWEST;
+#endif
+    for_each_score(size, logits + row * size, [&](int i, u16 logit) { SCORE(i) = to_float(logit); });
+    if (penalty != 1.0f)
+        for_each_score(size, seen + slot * size, [&](int i, u8 marks) {
+            const float score = SCORE(i);
+            if (marks) SCORE(i) = score > 0.0f ? score / penalty : score * penalty;
+        });
+    if (own_offsets) for_each_score(size, own_offsets, [&](int i, float offset) { SCORE(i) += offset; });
     float highest[2] = {LOWEST, 0.0f};  // and whether any is NaN
 #pragma unroll SCORES_AT_ONCE
     for (int i = 0; i < SCORES; i++) {
         const int place = place_of(i);
         if (!CLUSTERS && place >= size) break;
-        float score = LOWEST;
-        if (place < size) {
-            score = to_float(logits[row * size + place]);
-            if (seen[slot * size + place]) score = score > 0.0f ? score / penalty : score * penalty;
-            if (own_offsets) score += own_offsets[place];
-            if (mask && !(mask[place / 32] >> place % 32 & 1)) score = LOWEST;
-            if (!is_greedy) score /= temperature;
-        }
-        SCORE(i) = score;
-        highest[0] = fmaxf(highest[0], score);
-        if (score != score) highest[1] = 1.0f;
+        if (mask && place < size && !(mask[place / 32] >> place % 32 & 1)) SCORE(i) = LOWEST;
+        if (!is_greedy) SCORE(i) /= temperature;
+        highest[0] = fmaxf(highest[0], SCORE(i));
+        if (SCORE(i) != SCORE(i)) highest[1] = 1.0f;
     }
     cluster_reduce<2>(highest, false, room, side);
     const float top = highest[0];

@@ -17,28 +17,35 @@ extern "C" __global__ void __launch_bounds__(256)
     if (row < rows) swizzle_32(x + (i64)row * x_row, permutation, row, half, blocks, out);
 }
 
-// RMSNorm of x [rows, inputs], a block a row of up to MOST inputs.
+// RMSNorm of x [rows, inputs], a block a row of up to MOST inputs; to `plain` [rows, inputs] as well, in order, if given.
+// The row goes through shared memory, so that whole lines are stored.
 template <int MOST>
 __device__ __forceinline__ void norm_row(const u16* x, const u16* weight, const int* inverse_permutation, u16* out,
-                                         int x_row, int blocks, float eps, float offset) {
+                                         u16* plain, int x_row, int blocks, float eps, float offset) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    u16* done = (u16*)shared;  // [MOST]
     __shared__ float sums[16];
     pdl_trigger();
     RmsNorm<512, MOST> norm;
     norm.read(weight, blocks * 64);
     pdl_wait();
-    norm.apply(x + (i64)blockIdx.x * x_row, blocks * 64, eps, offset, sums,
-               [&](int at, uint4 done) { store_swizzled_8(done, blockIdx.x, at, inverse_permutation, blocks, out); });
+    norm.apply(x + (i64)blockIdx.x * x_row, blocks * 64, eps, offset, sums, [&](int at, uint4 values) {
+        store_8(values, at, inverse_permutation, done);
+        if (plain) *(uint4*)(plain + (i64)blockIdx.x * blocks * 64 + at) = values;
+    });
+    __syncthreads();
+    for (int at = threadIdx.x; at < blocks * 8; at += 512) swizzle_pairs(done, blockIdx.x, at, blocks, (uint4*)out);
 }
 extern "C" __global__ void __launch_bounds__(512)
-    rmsnorm_rows(const u16* x, const u16* weight, const int* inverse_permutation, u16* out, int x_row, int blocks,
-                 float eps, float offset) {
-    norm_row<USUAL_ROW>(x, weight, inverse_permutation, out, x_row, blocks, eps, offset);
+    rmsnorm_rows(const u16* x, const u16* weight, const int* inverse_permutation, u16* out, u16* plain, int x_row,
+                 int blocks, float eps, float offset) {
+    norm_row<USUAL_ROW>(x, weight, inverse_permutation, out, plain, x_row, blocks, eps, offset);
 }
 // A thread keeps more of its row: fewer blocks run at once.
 extern "C" __global__ void __launch_bounds__(512)
-    rmsnorm_long_rows(const u16* x, const u16* weight, const int* inverse_permutation, u16* out, int x_row, int blocks,
-                      float eps, float offset) {
-    norm_row<MAX_ROW>(x, weight, inverse_permutation, out, x_row, blocks, eps, offset);
+    rmsnorm_long_rows(const u16* x, const u16* weight, const int* inverse_permutation, u16* out, u16* plain, int x_row,
+                      int blocks, float eps, float offset) {
+    norm_row<MAX_ROW>(x, weight, inverse_permutation, out, plain, x_row, blocks, eps, offset);
 }
 
 // What a thread block multiplies at once, a turn: TURN K blocks of MT * 64 outputs for each of GROUPS warpgroups, and of NT *

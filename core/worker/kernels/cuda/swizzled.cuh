@@ -32,6 +32,11 @@ __device__ __forceinline__ uint4* swizzled_pairs(uint4* out, int row, int half, 
     return out + ((i64)(row / TILE_ROWS) * blocks + half / 2) * (X_TILE / 8) + row % TILE_ROWS * 8 +
            ((half % 2 * 4 + i) ^ row % 8);
 }
+// The `at`th 16 bytes of a swizzled row: pairs of four eights of `from`, which has the row in order.
+__device__ __forceinline__ void swizzle_pairs(const u16* from, int row, int at, int blocks, uint4* out) {
+    const u32* pairs = (const u32*)from + at / 4 * 16 + at % 4;
+    *swizzled_pairs(out, row, at / 4, at % 4, blocks) = make_uint4(pairs[0], pairs[4], pairs[8], pairs[12]);
+}
 // 32 inputs of a row, the `half`th: `from` in the model's order, permutation [inputs], or null: in order.
 __device__ __forceinline__ void swizzle_32(const u16* from, const int* permutation, int row, int half, int blocks,
                                            uint4* out) {
