@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from core.worker.kernels.decode_attention import DecodeKernels
+from core.worker.kernels.packed_prefill import rows_of, tile_rows_of
+from core.worker.kernels.packing import invert_permutation
+from core.worker.kernels.row_layout import IN_ORDER, RowLayout
 from core.worker.model.integer_kv import dequantize, quantize
 from tests.support.head_attention import CASES, SHARINGS, HeadCase, gated, make_tokens
 from tests.support.kv_pages import by_slot, paged
@@ -55,7 +58,7 @@ def test_one_new_token_a_row_is_normed_turned_stored_attended_and_gated(
             continue
         kernels = DecodeKernels(dtype, case.heads, case.kind.dim, 3, device, splits, clusters, case.kind, bits)
         results.append(
-            kernels.attend(tokens.qkv, angles, cache, slots, columns[:, None], scale, case.window, None,
+            kernels.attend(tokens.qkv, angles, cache, slots, columns[:, None], scale, case.window, IN_ORDER,
                            tokens.norm, tokens.sinks)
         )  # fmt: skip
     got, after = results[0], by_slot(cache)
@@ -76,6 +79,25 @@ def test_one_new_token_a_row_is_normed_turned_stored_attended_and_gated(
         wanted = tokens.attended(query[:, row : row + 1], seen[0], seen[1], column[None])
         wanted = gated(wanted, None if gate is None else gate[:, row : row + 1])
         assert torch.allclose(got[row].view(case.heads[0], -1).float(), wanted[:, 0], atol=TOLERANCES[dtype])
+
+
+def test_what_attends_lies_as_the_next_product_wants_it() -> None:
+    case, rows, dtype = CASES["a part turned, gated, sinks"], 3, torch.float16
+    columns = torch.tensor([5, 0, -1])
+    tokens, order = make_tokens(case, rows, dtype, columns.device), torch.randperm(case.heads[0] * case.kind.dim).int()
+    cache, slots = paged(*make_keys(case, rows, dtype)), torch.arange(rows)
+    kernels = DecodeKernels(dtype, case.heads, case.kind.dim, rows, columns.device, (1,), False, case.kind)
+
+    def attend(layout: RowLayout) -> torch.Tensor:
+        angles, scale = (tokens.cos[:, None], tokens.sin[:, None]), case.kind.dim**-0.5
+        return kernels.attend(tokens.qkv, angles, cache, slots, columns[:, None], scale, case.window, layout,
+                              tokens.norm, tokens.sinks)  # fmt: skip
+
+    plain, tile_rows = attend(IN_ORDER), tile_rows_of(rows)
+    for inverse, wanted in ((None, plain), (invert_permutation(order), plain[:, order.long()])):
+        assert torch.equal(attend(RowLayout(inverse)), wanted)
+        swizzled = attend(RowLayout(inverse, tile_rows))
+        assert swizzled.shape[0] == tile_rows and torch.equal(rows_of(swizzled, rows), wanted)
 
 
 def test_a_step_of_many_chats_gives_each_what_it_has_alone() -> None:
@@ -112,12 +134,12 @@ def test_rows_of_one_text_see_those_before_them_in_the_second_of_two_runs(case: 
         one = slice(row, row + 1)
         angles = tokens.cos[one, None], tokens.sin[one, None]
         alone.append(
-            kernels.attend(tokens.qkv[one], angles, other, slots[one], columns[one], scale, case.window, None,
+            kernels.attend(tokens.qkv[one], angles, other, slots[one], columns[one], scale, case.window, IN_ORDER,
                            tokens.norm, tokens.sinks)
         )  # fmt: skip
     angles = tokens.cos[:, None], tokens.sin[:, None]
     for starts_early in (True, False):
-        got = kernels.attend(tokens.qkv, angles, cache, slots, columns, scale, case.window, None, tokens.norm,
+        got = kernels.attend(tokens.qkv, angles, cache, slots, columns, scale, case.window, IN_ORDER, tokens.norm,
                              tokens.sinks, starts_early)  # fmt: skip
     assert torch.equal(got, torch.cat(alone))
     assert torch.equal(torch.nan_to_num(cache.keys), torch.nan_to_num(other.keys))

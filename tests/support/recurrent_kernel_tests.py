@@ -13,6 +13,8 @@ from torch.nn.functional import conv1d, rms_norm, silu, softplus
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 
 from core.checkpoint.recurrent import GatedDeltaNet
+from core.worker.kernels.packed_prefill import rows_of, tile_rows_of
+from core.worker.kernels.packing import invert_permutation
 from core.worker.kernels.recurrent import (
     BlockSizes,
     DeltaKernels,
@@ -22,6 +24,7 @@ from core.worker.kernels.recurrent import (
     many_rows_bytes,
 )
 from core.worker.kernels.recurrent_check import check_delta_kernels
+from core.worker.kernels.row_layout import IN_ORDER, RowLayout
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 # Values of a result between 1 and 2 are rounded by half of this, some twice on the way.
@@ -191,6 +194,24 @@ def test_many_rows_whose_states_are_read_ahead_have_the_same_bits(dtype: torch.d
     )
     assert torch.equal(got, plain)
     assert torch.equal(layer.state, wanted.state) and torch.equal(layer.conv, wanted.conv)
+
+
+@pytest.mark.parametrize("way", [False, True])
+def test_what_a_step_gives_lies_as_the_next_product_wants_it(way: bool) -> None:
+    mixer, rows, dtype = SHAPES[0], 3, torch.float16
+    layer, projected = make_layer(mixer, dtype), make_rows(mixer, dtype, rows)
+    slots, columns, size = torch.tensor([2, 0, 1]), torch.tensor([7, 0, -1]), mixer.num_value_heads * mixer.value_dim
+    order, tile_rows = torch.randperm(size).int(), tile_rows_of(rows)
+
+    def step(layout: RowLayout) -> torch.Tensor:
+        one = layer.copy()
+        return one.kernels.step(projected, one.weights, *one.memory(), slots, columns, layout, reads_ahead=way)
+
+    plain = step(IN_ORDER)
+    for inverse, wanted in ((None, plain), (invert_permutation(order), plain[:, order.long()])):
+        assert torch.equal(step(RowLayout(inverse)), wanted)
+        swizzled = step(RowLayout(inverse, tile_rows))
+        assert swizzled.shape[0] == tile_rows and torch.equal(rows_of(swizzled, rows), wanted)
 
 
 @HALVES

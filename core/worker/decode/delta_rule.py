@@ -16,12 +16,13 @@ from core.worker.decode.mixer_matrices import (
     can_multiply_out,
     can_prefill_out,
     find_input_matrices,
-    inverse_permutation_of,
+    layout_of,
     multiply_out,
     prefill_out,
 )
 from core.worker.kernels.recurrent import DeltaWeights, Projected
 from core.worker.kernels.recurrent_check import delta_kernels_for
+from core.worker.kernels.row_layout import IN_ORDER, RowLayout
 from core.worker.kernels.row_norm import MAX_ROW
 from core.worker.model.layer_state import RecurrentState
 from core.worker.model.recurrent_layers import GatedDeltaNetLayer
@@ -52,15 +53,11 @@ class DeltaRule:
         names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
         return Projected.side_by_side(self._mixer, *(parts[name] for name in names))
 
-    def step(
-        self, projected: Projected, cache: GraphCache, inverse_permutation: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """One new token a row -> what the last matrix takes [rows, value heads * value dim]."""
+    def step(self, projected: Projected, cache: GraphCache, layout: RowLayout = IN_ORDER) -> torch.Tensor:
+        """One new token a row -> what the last matrix takes [rows, value heads * value dim], in its `layout`."""
         conv, state = self._state.conv, self._state.state
         assert state is not None
-        return self._kernels.step(
-            projected, self._weights, conv, state, cache.slots, cache.columns, inverse_permutation
-        )
+        return self._kernels.step(projected, self._weights, conv, state, cache.slots, cache.columns, layout)
 
     def chunk(self, projected: Projected, cache: GraphCache) -> torch.Tensor:
         """A chunk of one slot's text -> [tokens, value heads * value dim]."""
@@ -106,7 +103,7 @@ class FusedDeltaNet:
         matrices, out = self._matrices, self._matrices.out
         rows = matrices.inputs.decode(hidden, matrices.norm)
         projected = self._rule.project(matrices.inputs.split(rows))
-        mixed = self._rule.step(projected, arguments["past_key_values"], inverse_permutation_of(out))
+        mixed = self._rule.step(projected, arguments["past_key_values"], layout_of(out, hidden))
         return multiply_out(out, mixed, hidden)
 
     def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:

@@ -16,11 +16,12 @@ from core.worker.decode.mixer_matrices import (
     can_multiply_out,
     can_prefill_out,
     find_input_matrices,
-    inverse_permutation_of,
+    layout_of,
     multiply_out,
     prefill_out,
 )
 from core.worker.kernels.decode_attention import NO_NORM, DecodeKernels, HeadKind, HeadNorm
+from core.worker.kernels.row_layout import IN_ORDER, RowLayout
 from core.worker.kernels.row_norm import MAX_ROW
 
 
@@ -92,16 +93,22 @@ class FusedAttention:
         if cache.is_one_text:
             # A row sees the keys of those before it, which this stores; its own result is not used.
             self._attend(qkv, arguments, cache)
-        attended = self._attend(qkv, arguments, cache, starts_early=not cache.is_one_text)
+        layout = layout_of(matrices.out, hidden)
+        attended = self._attend(qkv, arguments, cache, layout, starts_early=not cache.is_one_text)
         return multiply_out(matrices.out, attended, hidden)
 
     def _attend(
-        self, qkv: torch.Tensor, arguments: LayerArguments, cache: GraphCache, starts_early: bool = True
+        self,
+        qkv: torch.Tensor,
+        arguments: LayerArguments,
+        cache: GraphCache,
+        layout: RowLayout = IN_ORDER,
+        starts_early: bool = True,
     ) -> torch.Tensor:
         spec = self._spec
         return self._kernels.attend(
             qkv, arguments["position_embeddings"], cache.layer(self._index), cache.slots, cache.columns, spec.scale,
-            spec.window, inverse_permutation_of(self._matrices.out), self._norm, spec.sinks, starts_early,
+            spec.window, layout, self._norm, spec.sinks, starts_early,
         )  # fmt: skip
 
     def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:

@@ -27,6 +27,7 @@ from core.worker.kernels.dense_small_batch import MAX_MATRICES, can_multiply_den
 from core.worker.kernels.narrow_products import are_narrow, narrow_kernels_for
 from core.worker.kernels.packed_prefill import MIN_STEP_ROWS, FusedDequantGemm, gemm_of, tile_rows_of
 from core.worker.kernels.packed_small_batch import PackedLinear
+from core.worker.kernels.row_layout import IN_ORDER, RowLayout
 from core.worker.model.adapters import AdapterLinear
 from core.worker.model.merged_linear import MergedLinearSlice
 
@@ -175,16 +176,20 @@ def can_multiply_out(linear: nn.Module | None) -> bool:
     return packed_of(linear) is not None or (isinstance(linear, nn.Linear) and can_multiply_dense(linear))
 
 
-def inverse_permutation_of(linear: nn.Module) -> torch.Tensor | None:
-    """Where `multiply_out` wants each value of what it multiplies; None: in order."""
+def layout_of(linear: nn.Module, residual: torch.Tensor) -> RowLayout:
+    """How `multiply_out` wants what it multiplies, of as many rows as `residual`."""
     packed = packed_of(linear)
-    return packed.inverse_permutation if packed else None
+    tile_rows = tile_rows_of(residual.shape[0]) if faster_gemm(linear, residual) else 0
+    return RowLayout(packed.inverse_permutation, tile_rows) if packed else IN_ORDER
 
 
 def multiply_out(linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """mixed [rows, inputs], in the order of a quantized matrix's inputs -> its outputs plus `residual` [rows, size]."""
-    if faster_gemm(linear, mixed) or (isinstance(linear, nn.Linear) and are_many(mixed, linear.weight)):
-        return prefill_out(linear, mixed, residual, is_in_order=True)
+    """mixed, as `layout_of` says -> the outputs plus `residual` [rows, size]."""
+    if gemm := faster_gemm(linear, residual):
+        assert isinstance(linear, PackedLinear)
+        return gemm.multiply_swizzled(linear.matrix, mixed, residual.shape[0], linear.bias, residual)
+    if isinstance(linear, nn.Linear) and are_many(mixed, linear.weight):
+        return prefill_out(linear, mixed, residual)
     if isinstance(linear, PackedLinear | AdapterLinear):
         return multiply_packed(linear, mixed, "residual", residual)
     assert isinstance(linear, nn.Linear)
@@ -198,15 +203,12 @@ def can_prefill_out(linear: nn.Module, inputs: InputMatrices) -> bool:
     return True
 
 
-def prefill_out(
-    linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor, is_in_order: bool = False
-) -> torch.Tensor:
-    """mixed [tokens, inputs], in the model's order, or `is_in_order` of the matrix's inputs -> the outputs plus
-    `residual` [tokens, size]."""
+def prefill_out(linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """mixed [tokens, inputs], in the model's order -> the outputs plus `residual` [tokens, size]."""
     if isinstance(linear, PackedLinear):
         gemm = linear.prefill_backend
         assert isinstance(gemm, FusedDequantGemm)
-        swizzled = gemm.permute_rows(linear.matrix, mixed, is_in_order)
+        swizzled = gemm.permute_rows(linear.matrix, mixed)
         return gemm.multiply_swizzled(linear.matrix, swizzled, mixed.shape[0], linear.bias, residual)
     assert isinstance(linear, nn.Linear)
     return torch.addmm(residual, mixed, linear.weight.t())

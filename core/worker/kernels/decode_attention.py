@@ -16,6 +16,7 @@ from core.memory.kernels.llamadeck import KV_SPLITS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.kv_pages import KvPages, page_defines
 from core.worker.kernels.nvrtc import CudaModule, read_source
+from core.worker.kernels.row_layout import IN_ORDER, RowLayout
 
 # The sizes of a head that the kernels take.
 HEAD_DIMS = (64, 128, 256)
@@ -187,13 +188,13 @@ class DecodeKernels:
         columns: torch.Tensor,
         scale: float,
         window: int,
-        inverse_permutation: torch.Tensor | None = None,
+        layout: RowLayout = IN_ORDER,
         norm: HeadNorm = NO_NORM,
         sinks: torch.Tensor | None = None,
         starts_early: bool = True,
     ) -> torch.Tensor:
-        """qkv [rows, (heads + 2 kv heads) * dim] of one new token a row -> [rows, heads * dim]. Gated queries come with
-        their gates: [rows, heads, 2, dim], then the others.
+        """qkv [rows, (heads + 2 kv heads) * dim] of one new token a row -> [rows, heads * dim] in `layout`. Queries that
+        are gated come with their gates: [rows, heads, 2, dim], then the others.
 
         angles: cosines and sines [rows or 1, 1, rotary], applied to query and key. sinks [heads]: scores that belong to
         no column (arXiv 2309.17453). cache: a layer's keys and values;
@@ -202,12 +203,12 @@ class DecodeKernels:
         whether the kernel before wrote none of the columns below those of the rows.
         """
         rows, (cos, sin) = qkv.shape[0], angles
-        out = torch.empty((rows, self.num_heads * self.dim), dtype=qkv.dtype, device=qkv.device)
+        out = layout.empty(rows, self.num_heads * self.dim, qkv)
         head_groups = self.num_heads // self._queries
         blocks = choose_blocks(head_groups * rows, self._most_blocks)
         self._attend[blocks](
             (blocks, head_groups, rows), ATTEND_WARPS * 32, qkv, cos, sin, cache.argument, slots, columns, self._parts,
-            self._tops, self._totals, self._ended, out, inverse_permutation, cos.stride(0) if cos.shape[0] > 1 else 0,
+            self._tops, self._totals, self._ended, out, *layout, cos.stride(0) if cos.shape[0] > 1 else 0,
             float(scale), window, self.num_heads, self.num_kv_heads, *norm, sinks, starts_early=starts_early,
         )  # fmt: skip
         return out

@@ -212,14 +212,13 @@ class FusedDequantGemm:
         """tile: one of `tiles`; None: the one that is right for the matrix."""
         return self.multiply_swizzled(matrix, self.permute_rows(matrix, x), x.shape[0], bias, tile=tile)
 
-    def permute_rows(self, matrix: PackedMatrix, x: torch.Tensor, is_in_order: bool = False) -> torch.Tensor:
-        """x [rows, inputs], in the model's order -> the same in the matrix's order and in wgmma's swizzled layout.
-        is_in_order: x is in the matrix's order already."""
+    def permute_rows(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
+        """x [rows, inputs], in the model's order -> the same in the matrix's order and in wgmma's swizzled layout."""
         rows, swizzled = x.shape[0], self.empty_rows(matrix, x)
         threads = rows * matrix.inputs // PERMUTED_INPUTS
         self._kernels(matrix, rows).permute_rows(
-            (-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, x, None if is_in_order else matrix.permutation,
-            swizzled, x.stride(0), rows, matrix.inputs // K_BLOCK,
+            (-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, x, matrix.permutation, swizzled,
+            x.stride(0), rows, matrix.inputs // K_BLOCK,
         )  # fmt: skip
         return swizzled
 

@@ -20,6 +20,7 @@ from core.checkpoint.recurrent import GatedDeltaNet
 from core.memory.layer_state import DELTA_SCALARS, DELTA_TOKENS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.nvrtc import Argument, CudaCodeError, CudaKernel, CudaModule, read_source
+from core.worker.kernels.row_layout import IN_ORDER, RowLayout
 from core.worker.kernels.step_ops import HALVES
 
 log = logging.getLogger(__name__)
@@ -238,10 +239,10 @@ class DeltaKernels:
         state: torch.Tensor,
         slots: torch.Tensor,
         columns: torch.Tensor,
-        inverse_permutation: torch.Tensor | None = None,
+        layout: RowLayout = IN_ORDER,
         reads_ahead: bool | None = None,
     ) -> torch.Tensor:
-        """One new token a row -> [rows, value heads * value dim], each value where `inverse_permutation` says.
+        """One new token a row -> [rows, value heads * value dim] in `layout`.
         reads_ahead: one of `ways`; None: the faster one. Nothing is read ahead that copies do not take.
 
         conv [.., channels, conv width - 1] and state [.., value heads, key dim, value dim] float32: the layer's memory,
@@ -250,7 +251,7 @@ class DeltaKernels:
         place.
         """
         mixer, rows = self.mixer, projected.mixed.shape[0]
-        out = torch.empty((rows, mixer.num_value_heads * mixer.value_dim), dtype=conv.dtype, device=conv.device)
+        out = layout.empty(rows, mixer.num_value_heads * mixer.value_dim, conv)
         kernel, grid, heads = self._step, (mixer.num_value_heads, rows, 1), mixer.num_value_heads * rows
         if reads_ahead is None:
             reads_ahead = self._step_many is not None and heads >= MANY_HEADS * self._most_blocks
@@ -259,7 +260,7 @@ class DeltaKernels:
             kernel, grid = self._step_many, (min(-(-heads // MANY_HEADS), self._most_blocks), 1, 1)
         kernel(
             grid, STEP_THREADS, *projected.arguments(), weights.conv, weights.a_log, weights.dt_bias, weights.norm,
-            conv, state, slots, columns, self._readers, out, inverse_permutation, c_longlong(conv.stride(0)),
+            conv, state, slots, columns, self._readers, out, *layout, c_longlong(conv.stride(0)),
             c_longlong(state.stride(0)), float(weights.eps), mixer.num_key_heads, mixer.num_value_heads, rows,
         )  # fmt: skip
         return out

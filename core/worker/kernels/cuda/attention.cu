@@ -149,13 +149,13 @@ struct HeadNorm {
 // nothing.
 // BLOCKS blocks take a row's parts in turn, each with STAGES loads of a warp's columns in flight.
 // qkv [rows, (heads + 2 kv heads) * DIM], or with a gate behind each query, -> out [rows, heads * DIM], each value where
-// `inverse_permutation` says, if given. sinks [heads]: see combine_splits. Without clusters: parts [rows, heads, KV_SPLITS, DIM], tops and totals without DIM, a counter a row and head
+// `inverse_permutation` says, if given, in tiles of `tile_rows`, if any. sinks [heads]: see combine_splits. Without clusters: parts [rows, heads, KV_SPLITS, DIM], tops and totals without DIM, a counter a row and head
 // group.
 template <int BLOCKS, int STAGES>
 __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16* sin, const KvPages cache,
                                        const i64* slots, const i64* columns, float* parts, float* tops, float* totals,
-                                       u32* ended, u16* out, const int* inverse_permutation, int angle_row,
-                                       float scale, int window, int heads, int kv_heads, const HeadNorm norm,
+                                       u32* ended, u16* out, const int* inverse_permutation, int tile_rows,
+                                       int angle_row, float scale, int window, int heads, int kv_heads, const HeadNorm norm,
                                        const u16* sinks) {
     constexpr int SIZE = QUERIES * DIM, TURNS = ((QUERIES + 2) * PIECES + ATTEND_THREADS - 1) / ATTEND_THREADS;
     extern __shared__ uint4 shared[];
@@ -165,7 +165,8 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     const u16* here = qkv + (i64)row * (heads * QUERY_HEADS + 2 * kv_heads) * DIM;
     auto store = [&](int at, float value) {
         const int place = head * DIM + at;
-        out[(i64)row * heads * DIM + (inverse_permutation ? inverse_permutation[place] : place)] = to_half(value);
+        out[input_offset(row, inverse_permutation ? inverse_permutation[place] : place, heads * DIM, tile_rows)] =
+            to_half(value);
     };
     auto put = [&](int at, float value) {
         if (GATED) value = round_half(value) * sigmoid(here[((head + at / DIM) * 2 + 1) * DIM + at % DIM]);
@@ -502,11 +503,11 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
 #define ATTEND(BLOCKS, STAGES)                                                                                         \
     extern "C" __global__ void CLUSTER_DIMS(BLOCKS) __launch_bounds__(ATTEND_THREADS) attend_##BLOCKS(                 \
         const u16* qkv, const u16* cos, const u16* sin, const KvPages cache, const i64* slots, const i64* columns,       \
-        float* parts, float* tops, float* totals, u32* ended, u16* out, const int* inverse_permutation, int angle_row, \
-        float scale, int window, int heads, int kv_heads, const u16* query_weight, const u16* key_weight, float eps,   \
+        float* parts, float* tops, float* totals, u32* ended, u16* out, const int* inverse_permutation, int tile_rows, \
+        int angle_row, float scale, int window, int heads, int kv_heads, const u16* query_weight, const u16* key_weight, float eps,   \
         float offset, const u16* sinks) {                                                                              \
         attend<BLOCKS, STAGES>(qkv, cos, sin, cache, slots, columns, parts, tops, totals, ended, out,                  \
-                               inverse_permutation, angle_row, scale, window, heads, kv_heads,                         \
+                               inverse_permutation, tile_rows, angle_row, scale, window, heads, kv_heads,                         \
                                HeadNorm{query_weight, key_weight, eps, offset}, sinks);                                \
     }
 ATTENDS

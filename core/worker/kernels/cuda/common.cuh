@@ -90,6 +90,17 @@ __device__ __forceinline__ void store_8(uint4 values, int at, const int* inverse
     }
 }
 
+// Where input `place` of a row lies (RowLayout in core/worker/kernels/row_layout.py): in rows of `inputs`, or if there are
+// `tile_rows` in tiles of so many rows of 64 inputs, K-major and swizzled by 128 bytes, as wgmma takes them. Of 8 inputs
+// that lie side by side, each pair goes to another eight: a lane's words of 16 inputs are where A has them
+// (core/worker/kernels/packing.py).
+__device__ __forceinline__ i64 input_offset(int row, int place, int inputs, int tile_rows) {
+    if (!tile_rows) return (i64)row * inputs + place;
+    const int pair = place % 64 / 32 * 4 + place % 8 / 2, t = place % 32 / 8;
+    return ((i64)(row / tile_rows) * (inputs / 64) + place / 64) * tile_rows * 64 + row % tile_rows * 64 +
+           (pair ^ row % 8) * 8 + t * 2 + place % 2;
+}
+
 #if BF16
 #define TYPES "bf16.bf16"
 #define ONES 0x3f803f80u

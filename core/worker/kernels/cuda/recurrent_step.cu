@@ -35,7 +35,7 @@ __device__ __forceinline__ u16 one_of(u32 two, const u16* from) { return (u16)(t
 
 // One new token a row. columns [rows]: its place in its slot's text; below 0 the row gets zeros and its slot is left alone.
 // readers [rows][key heads]: zeros, and zeros again afterwards. out [rows][value heads * DV], each value where
-// `inverse_permutation` says, if given.
+// `inverse_permutation` says, if given, in tiles of `tile_rows`, if any.
 // A thread keeps four columns of some of the state's rows, which it reads before the token's numbers are there. Of many
 // rows (MANY) a block takes one head after the other, and asks for all that the next one needs while it computes: `ahead`
 // [ROWS_EACH][STEP_THREADS] of the state, of which each thread reads what it asked for itself; behind it HeadInputs.
@@ -45,7 +45,7 @@ __device__ __forceinline__ void step_heads(
     int decays_row, int head_step, int keys, int values, int values_step, int gates_step, int scalars_step,
     const u16* conv_weights, const float* log_rates, const float* offsets, const u16* norm_weights, u16* conv,
     float* state, const i64* slots, const i64* columns, u32* readers, u16* out, const int* inverse_permutation,
-    i64 conv_row, i64 state_row, float eps, int key_heads, int value_heads, int rows, float4* ahead) {
+    int tile_rows, i64 conv_row, i64 state_row, float eps, int key_heads, int value_heads, int rows, float4* ahead) {
     __shared__ float active[HEAD_CHANNELS], deltas[DV], squares[STEP_THREADS / 32];
     __shared__ float read[2][ROW_GROUPS][DV];  // Of the state by key and by query, a row group's part.
     __shared__ u16 own_gates[DV], norms[DV];
@@ -115,7 +115,8 @@ __device__ __forceinline__ void step_heads(
     auto step_head = [&](int head, int row) {
         auto put = [&](int at, u16 value) {
             const int place = head * DV + at;
-            out[(i64)row * value_heads * DV + (inverse_permutation ? inverse_permutation[place] : place)] = value;
+            const int at_input = inverse_permutation ? inverse_permutation[place] : place;
+            out[input_offset(row, at_input, value_heads * DV, tile_rows)] = value;
         };
         // slots, columns and what earlier steps left in them were written before the step's first kernel: no need to wait.
         const i64 column = columns[row], slot = slots[row];
@@ -312,11 +313,11 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
                int betas_row, int decays_row, int head_step, int keys, int values, int values_step, int gates_step,
                int scalars_step, const u16* conv_weights, const float* log_rates, const float* offsets,
                const u16* norm_weights, u16* conv, float* state, const i64* slots, const i64* columns, u32* readers,
-               u16* out, const int* inverse_permutation, i64 conv_row, i64 state_row, float eps, int key_heads,
+               u16* out, const int* inverse_permutation, int tile_rows, i64 conv_row, i64 state_row, float eps, int key_heads,
                int value_heads, int rows) {
     step_heads<false>(mixed, gates, betas, decays, mixed_row, gates_row, betas_row, decays_row, head_step, keys, values,
                       values_step, gates_step, scalars_step, conv_weights, log_rates, offsets, norm_weights, conv, state,
-                      slots, columns, readers, out, inverse_permutation, conv_row, state_row, eps, key_heads,
+                      slots, columns, readers, out, inverse_permutation, tile_rows, conv_row, state_row, eps, key_heads,
                       value_heads, rows, nullptr);
 }
 
@@ -326,13 +327,13 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2)
                     int betas_row, int decays_row, int head_step, int keys, int values, int values_step, int gates_step,
                     int scalars_step, const u16* conv_weights, const float* log_rates, const float* offsets,
                     const u16* norm_weights, u16* conv, float* state, const i64* slots, const i64* columns, u32* readers,
-                    u16* out, const int* inverse_permutation, i64 conv_row, i64 state_row, float eps, int key_heads,
+                    u16* out, const int* inverse_permutation, int tile_rows, i64 conv_row, i64 state_row, float eps, int key_heads,
                     int value_heads, int rows) {
 #if MANY_ROWS
     extern __shared__ uint4 shared[];
     step_heads<true>(mixed, gates, betas, decays, mixed_row, gates_row, betas_row, decays_row, head_step, keys, values,
                      values_step, gates_step, scalars_step, conv_weights, log_rates, offsets, norm_weights, conv, state,
-                     slots, columns, readers, out, inverse_permutation, conv_row, state_row, eps, key_heads,
+                     slots, columns, readers, out, inverse_permutation, tile_rows, conv_row, state_row, eps, key_heads,
                      value_heads, rows, (float4*)shared);
 #endif
 }

@@ -1,16 +1,10 @@
-// Rows as wgmma takes them from shared memory, and wgmma itself, which only compute capability 9.0 has. TILE_ROWS: how
-// many rows a tile has, 32, 64 or 128.
-//
-// A row tile is TILE_ROWS rows of 64 inputs, K-major and swizzled by 128 bytes; within each 16 inputs those of a lane's
-// word are where A has them (core/worker/kernels/packing.py).
+// Rows as wgmma takes them from shared memory (input_offset in common.cuh), and wgmma itself, which only compute capability
+// 9.0 has. TILE_ROWS: how many rows a tile has, 32, 64 or 128.
 
 #define X_TILE (TILE_ROWS * 64)
 
-// The offset (elements) of a row's input: of 8 that lie side by side, each pair goes to another eight.
 __device__ __forceinline__ i64 swizzled_offset(int row, int place, int blocks) {
-    const int pair = place % 64 / 32 * 4 + place % 8 / 2, t = place % 32 / 8;
-    return ((i64)(row / TILE_ROWS) * blocks + place / 64) * X_TILE + row % TILE_ROWS * 64 + (pair ^ row % 8) * 8 +
-           t * 2 + place % 2;
+    return input_offset(row, place, blocks * 64, TILE_ROWS);
 }
 // Store 8 inputs of a row, each where `inverse_permutation` says, if given.
 __device__ __forceinline__ void store_swizzled_8(uint4 values, int row, int at, const int* inverse_permutation,
