@@ -193,8 +193,8 @@ class DecodeKernels:
         sinks: torch.Tensor | None = None,
         starts_early: bool = True,
     ) -> torch.Tensor:
-        """qkv [rows, (heads + 2 kv heads) * dim] of one new token a row -> [rows, heads * dim] in `layout`. Queries that
-        are gated come with their gates: [rows, heads, 2, dim], then the others.
+        """qkv [rows, (heads + 2 kv heads) * dim] of one new token a row -> [rows, heads * dim] in `layout`. Gated
+        queries come with their gates: [rows, heads, 2, dim], then the others.
 
         angles: cosines and sines [rows or 1, 1, rotary], applied to query and key. sinks [heads]: scores that belong to
         no column (arXiv 2309.17453). cache: a layer's keys and values;
