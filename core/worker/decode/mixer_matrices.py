@@ -106,8 +106,10 @@ class InputMatrices:
             return False
         weights = [one.weight for one in self.dense]
         large = [] if self.packed else list(takewhile(partial(are_many, hidden), weights))
-        narrow, gemm = weights[len(large) :], gemm_of(self.packed[0]) if len(self.packed) == 1 else None
-        if not are_narrow(narrow) or not (gemm or large):
+        narrow, linear = weights[len(large) :], self.packed[0] if len(self.packed) == 1 else None
+        gemm = gemm_of(linear)
+        is_in_order = not isinstance(linear, PackedLinear) or linear.inverse_permutation is None
+        if not are_narrow(narrow) or not (gemm or large) or not is_in_order:
             return False
         kernels = narrow_kernels_for(hidden.dtype, tile_rows_of(hidden.shape[0]), hidden.device)
         beside = out[:, self.out_features - sum(one.shape[0] for one in narrow) :]
@@ -116,12 +118,9 @@ class InputMatrices:
             kernels.norm_and_multiply(hidden, norm.before(None), narrow, normed, beside, is_swizzled=False)
             multiply_each(normed, large, out)
             return True
-        (linear,) = self.packed
         assert isinstance(linear, PackedLinear)
         rows = gemm.empty_rows(linear.matrix, hidden)
-        kernels.norm_and_multiply(
-            hidden, norm.before(linear.inverse_permutation), narrow, rows, beside, is_swizzled=True
-        )
+        kernels.norm_and_multiply(hidden, norm.before(None), narrow, rows, beside, is_swizzled=True)
         gemm.multiply_swizzled(linear.matrix, rows, len(hidden), linear.bias, out=out[:, : linear.out_features])
         return True
 

@@ -14,11 +14,11 @@ from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.nvrtc import CudaModule, read_source
 from core.worker.kernels.packing import K_BLOCK, TILE
 
-# A cluster of so many blocks takes a tile of outputs, and a warp of it so many K blocks at most.
-CLUSTER, WARPS, MOST_K_BLOCKS = 8, 8, 2
+# A cluster of so many blocks takes a tile of outputs, and a warp of it a K block.
+CLUSTER, WARPS = 8, 16
 # Rows that a cluster takes, and the longest of them.
 ROWS = 32
-MAX_NARROW_ROW = CLUSTER * WARPS * MOST_K_BLOCKS * K_BLOCK
+MAX_NARROW_ROW = CLUSTER * WARPS * K_BLOCK
 MAX_MATRICES, MAX_OUTPUTS = 2, 256
 # `Narrow` of cuda/narrow.cu.
 SHARED_BYTES = ((WARPS + 2) * ROWS + (WARPS + 1) * ROWS * TILE) * FLOAT_BYTES
@@ -39,7 +39,6 @@ class NarrowKernels:
             "BF16": int(dtype == torch.bfloat16),
             "CLUSTER": CLUSTER,
             "WARPS": WARPS,
-            "WARP_BLOCKS": MOST_K_BLOCKS,
             "TILE_ROWS": tile_rows,
         }
         module = CudaModule(read_source("hopper.cuh", "swizzled.cuh", "narrow.cu"), defines, device)
@@ -55,14 +54,15 @@ class NarrowKernels:
         is_swizzled: bool,
     ) -> None:
         """x [rows, inputs] -> `normed`, and by `weights` [outputs, inputs], which `are_narrow`, -> `out` [rows,
-        outputs], side by side. normed: takes the rows, or where `is_swizzled` what wgmma takes
-        (FusedDequantGemm.empty_rows), each value where `norm` says."""
+        outputs], side by side. normed: takes the rows in order, or where `is_swizzled` as wgmma takes them
+        (FusedDequantGemm.empty_rows)."""
+        assert norm.inverse_permutation is None
         outputs = [one.shape[0] for one in weights]
         second = (weights[1], outputs[1]) if len(weights) > 1 else (None, 0)
         tiles = sum(-(-one // TILE) for one in outputs)
         self._norm_and_multiply(
             (CLUSTER, tiles, -(-x.shape[0] // ROWS)), WARPS * 32, x, norm.weight, norm.eps, norm.offset, weights[0],
-            second[0], outputs[0], second[1], normed, norm.inverse_permutation, int(is_swizzled), out, x.stride(0),
+            second[0], outputs[0], second[1], normed, int(is_swizzled), out, x.stride(0),
             out.stride(0), x.shape[0], x.shape[1] // K_BLOCK,
         )  # fmt: skip
 
