@@ -31,6 +31,8 @@ MAX_RANK = 256
 MAX_BASE_CHARS = 300
 # `base_model.model.` is PEFT's own wrapper. Some trainers keep the adapter's name between the part and "weight".
 TENSOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[\w-]+)?\.weight$")
+# A matrix of one expert, whatever a release calls it.
+SINGLE_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 # What is added to a model's name without making another model of it: its form, and how it was quantized.
 SAME_MODEL = re.compile(
     r"(?:[-_.](?:hf|unsloth|bnb|nf4|gptq|awq|gguf|fp8|fp16|bf16|int[48]|[2348]-?bit|[0-9]+g))+$", re.IGNORECASE
@@ -76,6 +78,11 @@ class AdapterShape:
         """The highest rank of its matrices."""
         ranks = [one.rank for one in self.matrices.values()]
         return max(ranks + [one.rank for one in self.stacks.values()])
+
+    @property
+    def changes_experts(self) -> bool:
+        """Whether it changes single experts of a mixture."""
+        return bool(self.stacks) or any(SINGLE_EXPERT.search(name) for name in self.matrices)
 
     @property
     def weights(self) -> Path:
