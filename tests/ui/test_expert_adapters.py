@@ -91,7 +91,8 @@ def test_what_room_for_experts_takes_is_told_before_the_load(home: Path, moe: Pa
     without, with_experts = (
         verdict(checkpoint, [], 128, 1, AdapterRoom(16, 256, has_experts)) for has_experts in (False, True)
     )
-    assert with_experts.needed_mib - without.needed_mib == pytest.approx(576, abs=1)
+    # On a CPU as they were read too.
+    assert with_experts.needed_mib - without.needed_mib == pytest.approx(2 * 576, abs=1)
 
 
 def test_a_fetched_one_says_what_has_to_be_chosen(home: Path, moe: Path) -> None:

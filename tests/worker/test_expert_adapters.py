@@ -41,7 +41,7 @@ from core.worker.kernels.low_rank import NO_PLACE
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.sampling_kernel import SamplingKernel
 from core.worker.load import load_engine
-from core.worker.model import expert_adapter_check
+from core.worker.model import adapters, expert_adapter_check
 from core.worker.model.adapters import add_adapters
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.expert_adapter_check import check_expert_adapters
@@ -189,6 +189,21 @@ def test_what_the_next_adapter_does_not_change_is_as_the_model_has_it(case: Case
     put(reader, [case.use("all"), None, None])
     put(reader, [case.use("down"), None, None])
     assert is_near(logits_of_all(runner)[0], case.peft_logits("down", PROMPT))
+
+
+def test_adapters_of_experts_come_to_a_gpu_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch copies for what lies in no order there is as large as what it copies."""
+    copied: list[int] = []
+    copy = torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda to, part: copied.append(part.nbytes) or copy(to, part))
+    monkeypatch.setattr(adapters, "PIECE_BYTES", 5 * 6 * 4 * 3)
+    source, target = torch.randn(10, 6, 5), torch.zeros(10, 6, 20)
+    adapters.copy_in_pieces(source, target[..., 5:10])
+    assert torch.equal(target[..., 5:10], source) and not target[..., :5].any() and not target[..., 10:].any()
+    assert copied == [360, 360, 360, 120]
+    adapters.copy_in_pieces(source[:, :0], target[:, :0, 5:10])
+    adapters.copy_in_pieces(source[0], target[0, :, :5])
+    assert torch.equal(target[0, :, :5], source[0])
 
 
 def test_room_for_experts_takes_what_the_plan_says(case: Case) -> None:

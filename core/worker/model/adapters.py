@@ -40,6 +40,8 @@ from core.worker.model.merged_linear import MergedLinearSlice
 log = logging.getLogger(__name__)
 # How large what a tried adapter adds is, of a normed row: far over rounding, and no more than what a matrix gives.
 TRIED_STRENGTH = 0.3
+# So much of an adapter of experts is copied at once.
+PIECE_BYTES = 2**20
 # (A [rank, in], scale * B [out, rank]) by the module's name; of experts (A [experts, rank, in], B [experts, out, rank])
 # by the name of all experts' matrices of a layer, such as "….experts.gate_proj".
 AdapterWeights = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -83,8 +85,8 @@ class AdapterBank:
             a, b = weights.get(name, (None, None))
             rank = 0 if a is None else a.shape[-2]
             if a is not None and b is not None:
-                matrix.a[..., begin : begin + rank, :].copy_(a)
-                matrix.b[..., begin : begin + rank].copy_(b)
+                copy_in_pieces(a, matrix.a[..., begin : begin + rank, :])
+                copy_in_pieces(b, matrix.b[..., begin : begin + rank])
             matrix.a[..., begin + rank : begin + self.room.rank, :] = 0
             matrix.b[..., begin + rank : begin + self.room.rank] = 0
 
@@ -138,6 +140,17 @@ class AdapterBank:
             weights = self._column_weights.index_select(0, self.slots).unsqueeze(1)
             self._selected = weights, weights == 0
         return self._selected
+
+
+def copy_in_pieces(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy to a GPU. Of what is in no order there, torch first makes a copy as large, for which a full GPU may have no
+    room: of experts, some at a time."""
+    if source.ndim < 3:
+        target.copy_(source)
+        return
+    each = max(1, PIECE_BYTES // max(1, source[0].nbytes))
+    for part, to in zip(source.split(each), target.split(each), strict=True):
+        to.copy_(part)
 
 
 def _find_kernels(device: torch.device, dtype: torch.dtype) -> LowRankKernels | None:
