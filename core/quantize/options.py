@@ -93,6 +93,8 @@ def merge_steps(model: PlainModel, options: QuantizeOptions) -> tuple[MergeStep,
     steps = []
     for folder in options.adapters:
         adapter = read_adapter(folder)
+        if adapter.changes_experts and model.has_stacked_experts:
+            raise CheckpointError("adapter_stacked_base", adapter=adapter.name, base=model.name)
         named = with_class_names(adapter, model.config)
         steps.append(MergeStep(adapter, match_base(named, model.name, model.linears)))
     return tuple(steps)

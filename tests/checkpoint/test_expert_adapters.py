@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from core.checkpoint.low_rank import stacked_parameters
 from core.checkpoint.weight_files import ADAPTER_CONFIG
 from core.common.errors import CheckpointError
 from core.quantize.child.merge import merge
-from core.quantize.options import QuantizeOptions
+from core.quantize.options import QuantizeOptions, merge_steps
 from core.quantize.source import read_plain
 from tests.support.adapters import write_one_by_one
 from tests.support.plain_models import EXPERTS, change_json, make_adapter, make_plain
@@ -91,6 +92,21 @@ def test_experts_of_an_adapter_are_merged(plain: Path, tmp_path: Path) -> None:
     wanted = before[name].float() + deltas["model.layers.1.mlp.experts.gate_up_proj"][2].chunk(2)[1]
     torch.testing.assert_close(first[name].float(), wanted, rtol=2e-3, atol=2e-3)
     assert all(torch.equal(first[one], second[one]) for one in first)
+
+
+def test_nothing_is_merged_into_experts_that_lie_in_one_tensor(plain: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(plain, tmp_path / "base"))
+    tensors = load_file(base / "model.safetensors")
+    downs = [tensors.pop(f"model.layers.0.mlp.experts.{number}.down_proj.weight") for number in range(4)]
+    tensors["model.layers.0.mlp.experts.down_proj"] = torch.stack(downs)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    model = read_plain(base)
+    folder = make_adapter(plain, tmp_path / "a", **PARAMETERS["all"])
+    with pytest.raises(CheckpointError) as raised:
+        merge_steps(model, QuantizeOptions(adapters=(folder,)))
+    assert raised.value.key == "adapter_stacked_base"
+    other = make_adapter(plain, tmp_path / "other", target_modules=["q_proj"])
+    assert merge_steps(model, QuantizeOptions(adapters=(other,)))
 
 
 def test_turns_of_gate_and_up_are_told_apart(plain: Path, tmp_path: Path) -> None:

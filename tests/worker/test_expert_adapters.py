@@ -23,11 +23,14 @@ from core.engine.protocol import Load
 from core.engine.request_options import AdapterUse
 from core.engine.sampling_params import Sampling
 from core.memory.adapter_room import AdapterRoom, adaptable_matrices, adaptable_stacks, match_adapter, room_bytes
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import check_fit
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
 from core.memory.pages import full_pages
 from core.memory.step_sizes import StepSizes
+from core.worker import plan_load
 from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
@@ -35,6 +38,7 @@ from core.worker.decode.fused_experts import FusedExperts
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_layers, fuse_prefill
+from core.worker.decode.prompt_chunk import PromptChunk
 from core.worker.kernels import expert_kernels, expert_low_rank, sampling_kernel
 from core.worker.kernels.expert_kernels import ExpertKernels
 from core.worker.kernels.low_rank import NO_PLACE
@@ -303,7 +307,7 @@ def own_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_captured_steps_compute_each_chats_own_adapter(
     tmp_path: Path, is_permuted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A prompt each, read in several at once, and the token after it; then alone, to the last bit."""
+    """A prompt each, all read in one pass, and the token after it; then that alone, to the last bit."""
     recipe = Recipe(act_order=is_permuted, one_order=is_permuted)
     case = make_case(tmp_path, CONFIG, recipe)
     source = sys.modules["transformers.models.qwen3_moe.modeling_qwen3_moe"]
@@ -336,10 +340,12 @@ def test_captured_steps_compute_each_chats_own_adapter(
     texts, first = [PROMPT[: 9 + slot] for slot in range(NUM_SLOTS)], list[int]()
     for slot, text in enumerate(texts):
         steps.reset_slot(slot, Sampling(temperature=0.0), 1, text)
-        (token,) = steps.prefill(slot, text, 0, True).wait()
-        first.append(token)
+    pending = steps.prefill_chunks([PromptChunk(slot, text, 0, True) for slot, text in enumerate(texts)])
+    assert pending is not None
+    first += [token for token in pending.wait() if token is not None]
+    for slot, text in enumerate(texts):
         wanted = peft_logits(chosen[slot], text)
-        assert (seen[-1][0].float() - wanted).abs().max() < 2 * TOLERANCE * wanted.std(), slot
+        assert (seen[-1][slot].float() - wanted).abs().max() < 2 * TOLERANCE * wanted.std(), slot
     steps.decode([0, 1, 2]).wait()
     together = seen[-1][:NUM_SLOTS].float().clone()
     for slot, text in enumerate(texts):
@@ -374,6 +380,22 @@ def test_kernels_that_leave_an_adapter_out_are_found_before_they_are_used(
     with pytest.raises(EngineError) as caught:
         check_expert_adapters(LLAMADECK, format, torch.float16, CPU)
     assert caught.value.key == "kernel_wrong"
+
+
+@pytest.mark.parametrize("has_experts", [False, True])
+def test_a_load_with_room_for_experts_tries_their_kernels_first(
+    case: Case, has_experts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    for name in ("use_capturable_stream", "check_kernel", "check_experts", "check_expert_adapters"):
+        monkeypatch.setattr(plan_load, name, lambda *_, name=name: tried.append(name))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    card = DeviceMemory.empty("large", 80_000, (9, 0))
+    report = check_fit(case.checkpoint, [card], 64, 1, adapters=AdapterRoom(1, 8, has_experts))
+    assert report.load.kernel is LLAMADECK
+    plan_load.check_kernels(report.load, case.checkpoint)
+    assert tried[:2] == ["use_capturable_stream", "check_kernel"]
+    assert ("check_expert_adapters" in tried) == has_experts and "check_experts" in tried
 
 
 @pytest.mark.usefixtures("own_kernels")
