@@ -50,12 +50,18 @@ MODELS = {
     "Qwen3.5-35B-A3B": ["Qwen3.5-35B-A3B", "--layers", "8", "--hollow", "--keep", "attn", "shared_expert"],
     "Qwen3-Next-80B-A3B": ["Qwen3-Next-80B-A3B", "--layers", "4", "--hollow"],
 }
-# With room for LoRA adapters, which every chat uses one of: name, the model's arguments, how many and of which rank.
-ADAPTED: dict[str, tuple[list[str], tuple[int, int]]] = {
-    "7B, 4 adapters of rank 16": (["7B"], (4, 16)),
-    "7B, 1 adapter of rank 256": (["7B", "--layers", "8"], (1, 256)),
-    "Llama-3.2-1B, 16 adapters of rank 64": (["Llama-3.2-1B"], (16, 64)),
-    "Qwen2.5-7B act-order, 2 adapters of rank 8": (["Qwen2.5-7B", "--layers", "8", "--act-order"], (2, 8)),
+# How many adapters, of which rank, and whether they change experts too.
+Adapters = tuple[int, int, bool]
+# With room for LoRA adapters, which every chat uses one of: name, the model's arguments, the adapters.
+ADAPTED: dict[str, tuple[list[str], Adapters]] = {
+    "7B, 4 adapters of rank 16": (["7B"], (4, 16, False)),
+    "7B, 1 adapter of rank 256": (["7B", "--layers", "8"], (1, 256, False)),
+    "Llama-3.2-1B, 16 adapters of rank 64": (["Llama-3.2-1B"], (16, 64, False)),
+    "Qwen2.5-7B act-order, 2 adapters of rank 8": (["Qwen2.5-7B", "--layers", "8", "--act-order"], (2, 8, False)),
+    "Qwen3-30B-A3B, 2 adapters of rank 16, of experts too": (
+        ["Qwen3-30B-A3B", "--layers", "12", "--hollow"],
+        (2, 16, True),
+    ),
 }
 # What chats can share: so much of the tokens that all could fill, in so many bits; whether they begin alike; adapters.
 TOGETHER: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -66,11 +72,11 @@ TOGETHER: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "7B, alike, 8 bit, 4 adapters of rank 16": (
         ["7B", "--layers", "8"],
-        {"is_alike": True, "cache_bits": 8, "adapters": (4, 16)},
+        {"is_alike": True, "cache_bits": 8, "adapters": (4, 16, False)},
     ),
     "Llama-3.1-8B, half the tokens in all, alike, 8 bit, 2 adapters of rank 64": (
         ["Llama-3.1-8B", "--layers", "8"],
-        {"pool_share": 0.5, "is_alike": True, "cache_bits": 8, "adapters": (2, 64)},
+        {"pool_share": 0.5, "is_alike": True, "cache_bits": 8, "adapters": (2, 64, False)},
     ),
 }
 SHARED_RUNGS = ((4096, 4), (16384, 3), (2048, 12))
@@ -84,15 +90,15 @@ class Case:
     """One model: what `benchmarks.random_model` is called with, and the contexts and chats that are tried. It comes
     through JSON, so that sizes may be lists.
 
-    `adapters`: how many there is room for, and of which rank. `pool_share`: the share that all chats together have of
-    the tokens that they could fill. `is_alike`: their prompts are the same but for the end, and come when the first was
-    read. `step_sizes`: those of StepSizes.
+    `adapters`: how many there is room for, of which rank, and whether of experts too. `pool_share`: the share that all
+    chats together have of the tokens that they could fill. `is_alike`: their prompts are the same but for the end, and
+    come when the first was read. `step_sizes`: those of StepSizes.
     """
 
     name: str
     arguments: list[str]
     rungs: list[tuple[int, int]]
-    adapters: tuple[int, int] = (0, 0)
+    adapters: Adapters = (0, 0, False)
     cache_bits: CacheBits = 16
     pool_share: float = 1.0
     is_alike: bool = False

@@ -40,7 +40,7 @@ from benchmarks.memory_cases import (
 from benchmarks.memory_peak import explained
 from core.checkpoint.checkpoint import read_checkpoint
 from core.gpu.snapshot import read_snapshot
-from core.memory.adapter_room import adaptable_matrices
+from core.memory.adapter_room import adaptable_matrices, adaptable_stacks
 from core.memory.kernels.registry import able_kernels, kernel_named
 from core.memory.model_shape import ModelShape, matrix_shapes, read_shape
 from core.memory.plan import MemoryPlan, make_plan
@@ -236,6 +236,7 @@ def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: P
     from core.tokenizer.read import read_tokenizer
     from core.worker.model.adapters import add_adapters
     from core.worker.model.device_map import DeviceMap
+    from core.worker.model.expert_adapters import add_expert_adapters
     from core.worker.model.loader import load_model
     from core.worker.plan_load import find_devices, use_capturable_stream
 
@@ -260,6 +261,8 @@ def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: P
         if case.room.count:
             most_slots = max(num_slots for _, num_slots in case.rungs)
             bank = add_adapters(model, adaptable_matrices(checkpoint), case.room, most_slots)
+        if bank is not None and case.room.reaches_experts:
+            add_expert_adapters(model, adaptable_stacks(checkpoint), bank)
     loading_mib = torch.cuda.max_memory_reserved() / MIB
     planned_mib = (rungs[0][0].weights + rungs[0][0].scratch) / MIB
     held_mib = torch.cuda.memory_allocated() / MIB

@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from core.checkpoint.adapter_patterns import by_pattern
 from core.checkpoint.checkpoint import FolderFiles
+from core.checkpoint.expert_adapters import expand_stack, experts_by_stack
 from core.checkpoint.headers import TensorInfo
+from core.checkpoint.low_rank import LowRank, StackedLowRank, stacked_parameters
+from core.checkpoint.tensor_names import name_module
 from core.checkpoint.weight_files import ADAPTER_CONFIG, ModelFiles
 from core.common.errors import CheckpointError
 from core.common.paths import cached_repo
@@ -27,19 +31,14 @@ MAX_RANK = 256
 MAX_BASE_CHARS = 300
 # `base_model.model.` is PEFT's own wrapper. Some trainers keep the adapter's name between the part and "weight".
 TENSOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[\w-]+)?\.weight$")
-# Patterns of ranks come from strangers: names, dots and ends, and nothing that repeats, cannot take long to match.
-PATTERN = re.compile(r"(?:[\w.$^-]|\\[.d])+")
-MAX_PATTERNS, MAX_PATTERN_CHARS = 10_000, 300
-# All others are for a matcher that needs a time in proportion to the text; to make one of a pattern may take longer.
-MAX_OTHER_PATTERNS = 200
+# A matrix of one expert, whatever a release calls it.
+SINGLE_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 # What is added to a model's name without making another model of it: its form, and how it was quantized.
 SAME_MODEL = re.compile(
     r"(?:[-_.](?:hf|unsloth|bnb|nf4|gptq|awq|gguf|fp8|fp16|bf16|int[48]|[2348]-?bit|[0-9]+g))+$", re.IGNORECASE
 )
 # What is beside the language model in one that sees or hears; its layers have the same names within.
 TOWER = re.compile(r"(?:^|[._])(?:vision|visual|vit|image|audio|speech)(?:[._]|$)")
-# Each pattern is held against each module, which pages do whenever they are drawn; so many take half a second.
-MAX_MATCHES = 2_000_000
 # Settings that make more of an adapter than B times A, with the name that people know each by.
 VARIANTS = {
     "use_dora": "DoRA",
@@ -50,7 +49,6 @@ VARIANTS = {
     "kasa_config": "KaSA",
     "modules_to_save": "modules_to_save",
     "trainable_token_indices": "trainable_token_indices",
-    "target_parameters": "target_parameters",
     "layer_replication": "layer_replication",
     "lora_bias": "lora_bias",
     "monteclora_config": "MonteCLoRA",
@@ -60,24 +58,9 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
-    """What an adapter adds to the matrix of the module `name`: scale * B @ A.
-
-    A is [rank, in_features], B is [out_features, rank].
-    """
-
-    name: str
-    rank: int
-    scale: float
-    in_features: int
-    out_features: int
-    a_name: str
-    b_name: str
-
-
-@dataclass(frozen=True, slots=True)
 class AdapterShape:
-    """One adapter. `matrices` by module as the adapter names it; `base_name` is what it was trained on, or "".
+    """One adapter. `matrices` by module, and `stacks` by parameter, as the adapter names them; `base_name` is what it
+    was trained on, or "".
 
     `is_transposed`: the base keeps its matrices as [in, out], as GPT-2 does.
     """
@@ -86,13 +69,20 @@ class AdapterShape:
     path: Path
     base_name: str
     matrices: Mapping[str, LowRank]
+    stacks: Mapping[str, StackedLowRank]
     num_bytes: int
     is_transposed: bool = False
 
     @property
     def rank(self) -> int:
         """The highest rank of its matrices."""
-        return max(matrix.rank for matrix in self.matrices.values())
+        ranks = [one.rank for one in self.matrices.values()]
+        return max(ranks + [one.rank for one in self.stacks.values()])
+
+    @property
+    def changes_experts(self) -> bool:
+        """Whether it changes single experts of a mixture."""
+        return bool(self.stacks) or any(SINGLE_EXPERT.search(name) for name in self.matrices)
 
     @property
     def weights(self) -> Path:
@@ -127,12 +117,14 @@ def read_adapter_files(files: ModelFiles, path: Path) -> AdapterShape:
             "adapter_pickled" if pickle else "adapter_no_weights", adapter=name, file=pickle or WEIGHTS
         )
     tensors = files.read_header(WEIGHTS)
+    found = _matrices(name, config, tensors)
     base = config.get("base_model_name_or_path")
     return AdapterShape(
         name=name,
         path=path,
         base_name=printable(" ".join(base.split())[-MAX_BASE_CHARS:]) if isinstance(base, str) else "",
-        matrices=_matrices(name, config, tensors),
+        matrices={one.name: one for one in found if isinstance(one, LowRank)},
+        stacks={one.name: one for one in found if isinstance(one, StackedLowRank)},
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         is_transposed=config.get("fan_in_fan_out") is True,
     )
@@ -153,7 +145,9 @@ def _refuse_variants(name: str, config: Mapping[str, Any]) -> None:
         raise CheckpointError("adapter_changed_base", adapter=name, way=quoted_json(begun))
 
 
-def _matrices(name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, LowRank]:
+def _matrices(
+    name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> list[LowRank | StackedLowRank]:
     parts: dict[str, dict[str, str]] = {}
     for tensor in tensors:
         match = TENSOR.match(tensor)
@@ -164,12 +158,19 @@ def _matrices(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor
             raise CheckpointError("adapter_tensor", adapter=name, tensor=printable(tensor))
     if not parts:
         raise CheckpointError("adapter_empty", adapter=name)
-    ranks, alphas = (_by_pattern(name, config, key, list(parts)) for key in ("rank_pattern", "alpha_pattern"))
-    return {
-        module: _matrix(name, config, module, found, tensors,
-                        ranks.get(module, config.get("r")), alphas.get(module, config.get("lora_alpha")))
+    targets = config.get("target_parameters")
+    texts = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
+    stacked = stacked_parameters(texts, parts)
+    if (untold := next((module for module, parameter in stacked.items() if parameter is None), None)) is not None:
+        raise CheckpointError("adapter_parameter", adapter=name, module=printable(untold))
+    # Patterns speak of parameters.
+    names = {module: stacked.get(module) or module for module in parts}
+    ranks, alphas = (by_pattern(name, config, key, list(names.values())) for key in ("rank_pattern", "alpha_pattern"))
+    return [
+        _matrix(name, config, names[module], found, tensors, module in stacked,
+                ranks.get(names[module], config.get("r")), alphas.get(names[module], config.get("lora_alpha")))
         for module, found in parts.items()
-    }  # fmt: skip
+    ]  # fmt: skip
 
 
 def _matrix(
@@ -178,9 +179,10 @@ def _matrix(
     module: str,
     found: Mapping[str, str],
     tensors: Mapping[str, TensorInfo],
+    is_stacked: bool,
     rank: Any,
     alpha: Any,
-) -> LowRank:
+) -> LowRank | StackedLowRank:
     if len(found) != 2:
         raise CheckpointError("adapter_half", adapter=name, module=printable(module))
     a, b = tensors[found["A"]], tensors[found["B"]]
@@ -189,58 +191,38 @@ def _matrix(
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.dtype[0] not in "BF":
         raise CheckpointError("adapter_shapes", adapter=name, module=printable(module), a=str(list(a.shape)),
                               b=str(list(b.shape)))  # fmt: skip
-    if is_whole(rank) and rank == a.shape[0] > MAX_RANK:
+    num_experts = _num_experts(a.shape[0], rank) if is_stacked else 1
+    if is_whole(rank) and rank * num_experts == a.shape[0] and rank > MAX_RANK:
         raise CheckpointError("adapter_rank_limit", adapter=name, module=printable(module), rank=rank, limit=MAX_RANK)
-    if not is_whole(rank) or not 1 <= rank <= MAX_RANK or rank != a.shape[0]:
+    if not is_whole(rank) or not 1 <= rank <= MAX_RANK or rank * num_experts != a.shape[0]:
         raise CheckpointError("adapter_rank", adapter=name, module=printable(module), rank=quoted_json(rank),
                               found=a.shape[0], limit=MAX_RANK)  # fmt: skip
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
         raise CheckpointError("adapter_alpha", adapter=name, alpha=quoted_json(alpha))
     # PEFT: alpha / r; rsLoRA (arXiv 2312.03732): alpha / sqrt(r).
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
-    return LowRank(module, rank, scale, a.shape[1], b.shape[0], found["A"], found["B"])
+    sizes = rank, scale, a.shape[1], b.shape[0], found["A"], found["B"]
+    return StackedLowRank(module, *sizes, num_experts) if is_stacked else LowRank(module, *sizes)
 
 
-def _by_pattern(name: str, config: Mapping[str, Any], key: str, modules: list[str]) -> dict[str, Any]:
-    """Ranks or alphas of the modules that a pattern fits, the first one that does; PEFT holds each against the end of a
-    module's name."""
-    found = config.get(key) or {}
-    if not isinstance(found, dict):
-        raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern="?")
-    others = [pattern for pattern in found if not PATTERN.fullmatch(pattern)]
-    is_much = len(found) > MAX_PATTERNS or len(found) * len(modules) > MAX_MATCHES
-    if is_much or len(others) > MAX_OTHER_PATTERNS:
-        raise CheckpointError("adapter_patterns", adapter=name, setting=key, count=len(found), modules=len(modules))
-    values: dict[str, Any] = {}
-    for pattern, value in found.items():
-        whole = rf"^(?:.*\.)?(?:{pattern})$"
-        try:
-            if len(pattern) > MAX_PATTERN_CHARS:
-                raise ValueError("too long")
-            fits = _match_any(whole, modules) if pattern in others else list(map(re.compile(whole).match, modules))
-        except ValueError as error:
-            raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern=quoted_json(pattern)) from error
-        for module, does_fit in zip(modules, fits, strict=True):
-            if does_fit:
-                values.setdefault(module, value)
-    return values
+def _num_experts(rows: int, rank: Any) -> int:
+    """Of how many experts A's rows are; 1 where they are no multiple of the rank."""
+    return rows // rank if is_whole(rank) and rank > 0 and rows and rows % rank == 0 else 1
 
 
-def _match_any(pattern: str, texts: list[str]) -> list[Any]:
-    """Which of `texts` a pattern of a stranger's fits, by RE2: its time grows with the text and nothing else.
-
-    Raises ValueError for a pattern that is none, or looks ahead or back.
-    """
-    # It takes long to import, and hardly any adapter needs it.
-    import pyarrow
-    from pyarrow import compute
-
-    fits: list[Any] = compute.match_substring_regex(pyarrow.array(texts), pattern).to_pylist()
-    return fits
+def with_class_names(adapter: AdapterShape, config: Mapping[str, Any]) -> AdapterShape:
+    """`adapter` with what the class that runs `config` calls the matrices of its experts, whatever releases call
+    them."""
+    matrices = {name_module(config, name): matrix for name, matrix in adapter.matrices.items()}
+    # Two modules of one name would hide one of them.
+    return replace(adapter, matrices=matrices) if len(matrices) == len(adapter.matrices) else adapter
 
 
-def match_base(adapter: AdapterShape, base: str, sizes: Mapping[str, tuple[int, int]]) -> dict[str, LowRank]:
+def match_base(
+    adapter: AdapterShape, base: str, sizes: Mapping[str, tuple[int, int]], takes_turns: bool = False
+) -> dict[str, LowRank]:
     """What `adapter` adds to each matrix of a base whose matrices have these (in, out) features, by the base's names.
+    takes_turns: outputs of gate and up take turns in the class's own tensor for both.
 
     Names match from the layer's number on: releases and classes begin them differently. Raises CheckpointError where
     the base has no such matrix or one of another shape, which is a wrong base.
@@ -261,6 +243,37 @@ def match_base(adapter: AdapterShape, base: str, sizes: Mapping[str, tuple[int, 
                 wanted=f"{matrix.in_features} x {matrix.out_features}", found="{} x {}".format(*sizes[name]),
             )  # fmt: skip
         found[name] = matrix
+    return found | _match_stacks(adapter, base, sizes, takes_turns, found)
+
+
+def _match_stacks(
+    adapter: AdapterShape,
+    base: str,
+    sizes: Mapping[str, tuple[int, int]],
+    takes_turns: bool,
+    others: Mapping[str, LowRank],
+) -> dict[str, LowRank]:
+    """What the adapter adds to all experts of layers, matrix by matrix. others: what it adds one by one."""
+    found: dict[str, LowRank] = {}
+    stacks = experts_by_stack(sizes) if adapter.stacks else {}
+    by_tail: dict[str, str | None] = {}
+    for name in stacks:
+        by_tail[_tail(name)] = None if _tail(name) in by_tail else name
+    for parameter, stacked in adapter.stacks.items():
+        is_own = stacked.stack in stacks or not TOWER.search(parameter)
+        name = stacked.stack if stacked.stack in stacks else by_tail.get(_tail(stacked.stack)) or ""
+        if not name or not is_own:
+            raise CheckpointError("adapter_base_matrix", adapter=adapter.name, base=base, module=printable(parameter))
+        expanded = expand_stack(stacked, stacks[name], sizes, takes_turns)
+        if not expanded:
+            raise CheckpointError(
+                "adapter_base_experts", adapter=adapter.name, base=base, module=printable(parameter),
+                count=stacked.num_experts, wanted=f"{stacked.in_features} x {stacked.out_features}",
+                found=len(stacks[name]),
+            )  # fmt: skip
+        if not expanded.keys().isdisjoint(others) or not expanded.keys().isdisjoint(found):
+            raise CheckpointError("adapter_base_matrix", adapter=adapter.name, base=base, module=printable(parameter))
+        found |= expanded
     return found
 
 

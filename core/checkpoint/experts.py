@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.checkpoint.quantization import QuantizedMatrix
-from core.checkpoint.text_config import quantization_of
+from core.checkpoint.text_config import quantization_of, text_config
 
 # Of an expert: one matrix for gate and up, as Granite's files have it, or one for each.
 PROJECTION = r"gate_proj|up_proj|down_proj|gate_up_proj"
@@ -28,6 +28,8 @@ NUM_SHARED = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts"
 SHARED_SIZES = ("shared_expert_intermediate_size", "shared_intermediate_size")
 # Families whose experts compute something else than SwiGLU whatever `hidden_act` says.
 OWN_GATES = frozenset(("gpt_oss", "minimax_m3_vl_text"))
+# Families whose classes have outputs of gate and up in turns, and not gate's first.
+IN_TURNS = frozenset(("gpt_oss",))
 SHARED_EXPERT = re.compile(r"\.shared_(?:experts?|mlp)\.")
 # The matrix that chooses experts: a few of its numbers tell which, so that every kernel has it in 16 bit.
 ROUTER = re.compile(r"\.(?:gate|router)$")
@@ -115,6 +117,11 @@ def are_cut_in_halves(config: Mapping[str, Any]) -> bool:
     settings = quantization_of(config)
     meta = settings.get("meta") if isinstance(settings, dict) else None
     return "gptqmodel" in str(meta.get("quantizer")) if isinstance(meta, dict) else False
+
+
+def take_turns(config: Mapping[str, Any]) -> bool:
+    """Whether outputs of gate and up take turns in the class's tensor for both, and files have each by its name."""
+    return text_config(config).get("model_type") in IN_TURNS and not are_cut_in_halves(config)
 
 
 def first_value(text: Mapping[str, Any], names: Iterable[str]) -> Any:

@@ -122,6 +122,13 @@ def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     return named
 
 
+def name_module(config: Mapping[str, Any], name: str) -> str:
+    """What the class that runs `config` calls a module of an MLP, as far as releases call it otherwise."""
+    family = text_config(config).get("model_type")
+    renames = _MLP_RENAMES.get(family, ()) if isinstance(family, str) else ()
+    return _rename_mlp(f"{name}.", renames).removesuffix(".")
+
+
 def _rename(name: str, renames: Renames) -> str:
     for pattern, replacement in renames:
         renamed, count = pattern.subn(replacement, name, count=1)

@@ -18,7 +18,7 @@ from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 GROUP, LOADS = "last_model", "loads"
 # Before the tokens in all of a load.
 POOL = "pool="
-EIGHT_BIT = "bits=8"
+EIGHT_BIT, EXPERTS = "bits=8", "experts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ def last_load(name: str) -> LastModel | None:
     load = _preferences(data_dir()).get(LOADS, name) or ""
     context, chats, count, rank, pool = _words(load)
     if context:
-        return LastModel(name, _number(context, 0), _number(chats, 1), _room(count, rank), _cache(load, pool))
+        room = _room(count, rank, EXPERTS in load.split(" "))
+        return LastModel(name, _number(context, 0), _number(chats, 1), room, _cache(load, pool))
     # As an older version kept it, of the last one alone.
     last = last_model()
     return last if last is not None and last.name == name else None
@@ -60,7 +61,8 @@ def note_last_model(model: LastModel) -> None:
         room = f" {model.adapters.count} {model.adapters.rank}" if model.adapters.is_chosen else ""
         pool = f" {POOL}{model.cache.pool_tokens}" if model.cache.pool_tokens is not None else ""
         bits = f" {EIGHT_BIT}" if model.cache.bits == 8 else ""
-        kept.set(LOADS, model.name, f"{model.context_tokens} {model.num_chats}{room}{pool}{bits}")
+        experts = f" {EXPERTS}" if model.adapters.has_experts else ""
+        kept.set(LOADS, model.name, f"{model.context_tokens} {model.num_chats}{room}{pool}{bits}{experts}")
     last = last_model()
     if last is None or (last.name, last.context_tokens, last.num_chats) != (
         model.name, model.context_tokens, model.num_chats
@@ -80,7 +82,7 @@ def set_loaded_at_start(is_wanted: bool) -> None:
 
 def _words(kept: str) -> tuple[str, str, str, str, str]:
     """Context, chats, the adapters' number and rank, tokens in all; "" for what is not said."""
-    words = [word for word in kept.split(" ") if word != EIGHT_BIT]
+    words = [word for word in kept.split(" ") if word not in (EIGHT_BIT, EXPERTS)]
     context, chats, count, rank, *_ = (*(word for word in words if not word.startswith(POOL)), "", "", "", "")
     return context, chats, count, rank, "".join(word.removeprefix(POOL) for word in words if word.startswith(POOL))
 
@@ -89,9 +91,9 @@ def _cache(kept: str, pool: str) -> CacheChoice:
     return CacheChoice(_number(pool, 0) or None, 8 if EIGHT_BIT in kept.split(" ") else 16)
 
 
-def _room(count: str, rank: str) -> AdapterRoom:
+def _room(count: str, rank: str, has_experts: bool) -> AdapterRoom:
     try:
-        return AdapterRoom(_number(count, 0), _number(rank, 0))
+        return AdapterRoom(_number(count, 0), _number(rank, 0), has_experts)
     except InputError:
         return NO_ROOM
 

@@ -1,14 +1,17 @@
-"""Room for LoRA adapters beside a loaded model, decided before the load: how many at once, up to which rank."""
+"""Room for LoRA adapters beside a loaded model, decided before the load: how many at once, up to which rank, and
+whether they may change experts."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from core.checkpoint.adapters import MAX_RANK, AdapterShape, LowRank, match_base
+from core.checkpoint.adapters import MAX_RANK, AdapterShape, match_base, with_class_names
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.experts import expert_matrix
+from core.checkpoint.experts import count_experts, expert_matrix, take_turns
 from core.checkpoint.layers import LAYER
+from core.checkpoint.low_rank import STACKED_PARAMETERS, LowRank
 from core.common.errors import CheckpointError, InputError
 from core.common.values import is_whole
 from core.memory.sizes import HALF_BYTES, round_to_block
@@ -16,17 +19,22 @@ from core.memory.sizes import HALF_BYTES, round_to_block
 MAX_ADAPTERS = 16
 # What a module's name has from its layer's number on: the beginnings differ from release to release.
 NUMBERED = re.compile(r"\.[0-9]+\..*$")
+# An expert's matrices in the order of their outputs, and which of them a whole one has.
+PROJECTIONS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+WHOLE_EXPERTS = (("gate_up_proj", "down_proj"), ("gate_proj", "up_proj", "down_proj"))
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRoom:
     """`count` adapters at once, each of a rank up to `rank`; a rank without any means that none were chosen.
+    `has_experts`: they may change single experts too.
 
     Raises InputError for numbers that cannot be.
     """
 
     count: int = 0
     rank: int = 0
+    has_experts: bool = False
 
     def __post_init__(self) -> None:
         if not is_whole(self.count) or not 0 <= self.count <= MAX_ADAPTERS:
@@ -40,12 +48,26 @@ class AdapterRoom:
         return self.rank > 0
 
     @property
+    def reaches_experts(self) -> bool:
+        """Whether there is room for what adapters change in single experts."""
+        return self.count > 0 and self.has_experts
+
+    @property
     def columns(self) -> int:
         """The ranks of all adapters together: their matrices lie side by side."""
         return self.count * self.rank
 
 
 NO_ROOM = AdapterRoom()
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStackSizes:
+    """The matrices of `num_experts` experts, all of the same sizes: (in, out) features by what they are called, those
+    before the activation first."""
+
+    num_experts: int
+    matrices: Mapping[str, tuple[int, int]]
 
 
 def adaptable_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
@@ -61,18 +83,44 @@ def adaptable_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     return sizes
 
 
+def adaptable_stacks(checkpoint: Checkpoint) -> dict[str, ExpertStackSizes]:
+    """By the module that holds all experts of a layer: what adapters can change with room for experts. Where one of
+    their matrices is not quantized, none."""
+    if ExpertStackSizes not in checkpoint.derived:
+        checkpoint.derived[ExpertStackSizes] = dict(_stacks(checkpoint))
+    stacks: dict[str, ExpertStackSizes] = checkpoint.derived[ExpertStackSizes]
+    return stacks
+
+
+def _stacks(checkpoint: Checkpoint) -> Iterator[tuple[str, ExpertStackSizes]]:
+    sizes: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    for name, matrix in checkpoint.matrices.items():
+        if (one := expert_matrix(name)) is not None:
+            of_stack = sizes.setdefault(one.stack, {})
+            of_stack.setdefault(one.projection, []).append((matrix.in_features, matrix.out_features))
+    counts = count_experts(checkpoint.tensors)
+    for stack, found in sizes.items():
+        is_whole_stack = all(len(some) == counts[stack] and len(set(some)) == 1 for some in found.values())
+        names = tuple(name for name in PROJECTIONS if name in found)
+        if is_whole_stack and names in WHOLE_EXPERTS:
+            yield stack, ExpertStackSizes(counts[stack], {name: found[name][0] for name in names})
+
+
 def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, LowRank]:
     """What `adapter` adds to each matrix of the loaded model, by its names.
 
     Raises CheckpointError where it was trained on another model, or changes what cannot be changed at run time.
     """
+    named = with_class_names(adapter, checkpoint.config)
+    sizes = adaptable_matrices(checkpoint) | _expert_sizes(checkpoint)
     try:
-        return match_base(adapter, checkpoint.name, adaptable_matrices(checkpoint))
+        return match_base(named, checkpoint.name, sizes, take_turns(checkpoint.config))
     except CheckpointError as error:
         if error.key == "adapter_base_matrix":
             module = str(error.params["module"])
             tail = module[match.start() :] if (match := NUMBERED.search(module)) else f".{module.rpartition('.')[2]}"
             owners = {name.rpartition(".")[0] for name in checkpoint.tensors}
+            owners |= {f"{stack}.{one}" for stack in count_experts(checkpoint.tensors) for one in STACKED_PARAMETERS}
             if any(f".{owner}".endswith(tail) for owner in owners):
                 raise CheckpointError(
                     "adapter_plain_matrix", adapter=adapter.name, base=checkpoint.name, module=module
@@ -80,10 +128,26 @@ def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, Lo
         raise
 
 
+def _expert_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    return {
+        f"{stack}.{number}.{projection}": features
+        for stack, sizes in adaptable_stacks(checkpoint).items()
+        for number in range(sizes.num_experts)
+        for projection, features in sizes.matrices.items()
+    }
+
+
 def room_bytes(checkpoint: Checkpoint, room: AdapterRoom) -> int:
-    """A [columns, in] and B [out, columns] beside each matrix, in half precision."""
-    sizes = adaptable_matrices(checkpoint).values() if room.count else ()
+    """A [columns, in] and B [out, columns] beside each matrix, in half precision; of experts those of a layer's as one
+    tensor."""
+    if not room.count:
+        return 0
+    sizes = [(1, *features) for features in adaptable_matrices(checkpoint).values()]
+    if room.reaches_experts:
+        for stack in adaptable_stacks(checkpoint).values():
+            sizes += [(stack.num_experts, *features) for features in stack.matrices.values()]
     return sum(
-        round_to_block(room.columns * inputs * HALF_BYTES) + round_to_block(room.columns * outputs * HALF_BYTES)
-        for inputs, outputs in sizes
+        round_to_block(count * room.columns * features * HALF_BYTES)
+        for count, inputs, outputs in sizes
+        for features in (inputs, outputs)
     )

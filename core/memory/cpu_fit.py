@@ -137,7 +137,9 @@ def speed_text(tokens_per_s: float) -> str:
 def _needed_bytes(shape: ModelShape, kernel: KernelSpec, context_tokens: int, num_chats: int) -> int:
     state = state_bytes(shape, context_tokens, num_chats)
     moment = activation_bytes(shape, kernel, SIZES, context_tokens, num_chats, own_attention=False)
-    return weight_bytes(shape, kernel) + max(state + moment, _loading_bytes(shape)) + PROCESS_BYTES
+    # Adapters stay as they were read, beside their places.
+    held = weight_bytes(shape, kernel) + shape.adapter_bytes
+    return held + max(state + moment, _loading_bytes(shape)) + PROCESS_BYTES
 
 
 def _loading_bytes(shape: ModelShape) -> int:

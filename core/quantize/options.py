@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.adapters import AdapterShape, LowRank, match_base, read_adapter
+from core.checkpoint.adapters import AdapterShape, match_base, read_adapter, with_class_names
+from core.checkpoint.low_rank import LowRank
 from core.common.errors import CheckpointError, InputError
 from core.common.paths import models_dir
 from core.common.values import quoted_text
@@ -92,7 +93,10 @@ def merge_steps(model: PlainModel, options: QuantizeOptions) -> tuple[MergeStep,
     steps = []
     for folder in options.adapters:
         adapter = read_adapter(folder)
-        steps.append(MergeStep(adapter, match_base(adapter, model.name, model.linears)))
+        if adapter.changes_experts and model.has_stacked_experts:
+            raise CheckpointError("adapter_stacked_base", adapter=adapter.name, base=model.name)
+        named = with_class_names(adapter, model.config)
+        steps.append(MergeStep(adapter, match_base(named, model.name, model.linears)))
     return tuple(steps)
 
 

@@ -86,6 +86,11 @@ class PlainModel:
             if name.endswith(".weight") and len(tensor.shape) == 2
         }
 
+    @property
+    def has_stacked_experts(self) -> bool:
+        """Whether its files have the experts of a layer together in one tensor."""
+        return any(len(tensor.shape) == 3 and STACKED.match(name) for name, tensor in self.tensors.items())
+
 
 def is_meta_format(folder: Path) -> bool:
     """Whether `folder` holds a model as Meta gives it out, in files of pickles, and in no other format."""

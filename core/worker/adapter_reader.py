@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from core.checkpoint.adapters import WEIGHTS, AdapterShape, read_adapter
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.experts import expert_matrix
+from core.checkpoint.low_rank import LowRank
 from core.checkpoint.weight_files import ADAPTER_CONFIG
 from core.common.errors import CheckpointError, EngineError
 from core.common.panics import why_of
 from core.engine.request_options import AdapterUse
-from core.memory.adapter_room import match_adapter
+from core.memory.adapter_room import adaptable_stacks, match_adapter
 from core.worker.model.adapters import AdapterBank, AdapterWeights
 
 # The adapter's folder, and when its files were last written.
@@ -64,21 +67,39 @@ class AdapterReader:
         return ReadAdapter(version, weights, use.weight)
 
     def _read_weights(self, adapter: AdapterShape) -> AdapterWeights:
-        weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         found = match_adapter(adapter, self._checkpoint)
+        if not self._bank.room.reaches_experts and any(expert_matrix(name) for name in found):
+            raise EngineError("adapter_no_expert_room", adapter=adapter.name)
+        weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        of_experts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
         with safe_open(adapter.weights, "pt") as opened:
+            # Matrices of one layer's experts may lie in one tensor.
+            read = lru_cache(2)(opened.get_tensor)
             for name, matrix in found.items():
-                read_a, read_b = opened.get_tensor(matrix.a_name), opened.get_tensor(matrix.b_name)
-                sizes = (matrix.rank, matrix.in_features), (matrix.out_features, matrix.rank)
-                if (tuple(read_a.shape), tuple(read_b.shape)) != sizes:
-                    # A training has written the file anew since its header was read.
-                    raise CheckpointError("corrupt_weights", folder=adapter.name, file=WEIGHTS)
-                a = read_a.to(self._bank.dtype)
-                b = (read_b.float() * matrix.scale).to(self._bank.dtype)
-                if not (a.isfinite().all() and b.isfinite().all()):
-                    raise CheckpointError("adapter_nan", adapter=adapter.name, module=name)
-                weights[name] = a, b
+                a, b = self._read_matrix(adapter, name, matrix, read)
+                if (one := expert_matrix(name)) is None:
+                    weights[name] = a, b
+                else:
+                    of_experts.setdefault(f"{one.stack}.{one.projection}", {})[one.number] = a, b
+        stacks = adaptable_stacks(self._checkpoint)
+        for name, parts in of_experts.items():
+            weights[name] = stack_parts(parts, stacks[name.rpartition(".")[0]].num_experts)
         return weights
+
+    def _read_matrix(
+        self, adapter: AdapterShape, name: str, matrix: LowRank, read: Callable[[str], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [rank, in] and the scaled B [out, rank] for the model's matrix `name`."""
+        read_a, read_b = matrix.own_parts(read(matrix.a_name), read(matrix.b_name))
+        sizes = (matrix.rank, matrix.in_features), (matrix.out_features, matrix.rank)
+        if (tuple(read_a.shape), tuple(read_b.shape)) != sizes:
+            # A training has written the file anew since its header was read.
+            raise CheckpointError("corrupt_weights", folder=adapter.name, file=WEIGHTS)
+        a = read_a.to(self._bank.dtype)
+        b = (read_b.float() * matrix.scale).to(self._bank.dtype)
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise CheckpointError("adapter_nan", adapter=adapter.name, module=name)
+        return a, b
 
     def has_place(self, adapter: ReadAdapter, used: Collection[Version]) -> bool:
         """Whether it has a place, or can have that of another one, beside those that are `used` now."""
@@ -99,6 +120,21 @@ class AdapterReader:
 
     def set_slot(self, slot: int, place: int | None, weight: float = 1.0) -> None:
         self._bank.set_slot(slot, place, weight)
+
+
+def stack_parts(
+    parts: Mapping[int, tuple[torch.Tensor, torch.Tensor]], num_experts: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [rank, in] and B [out, rank] by expert -> those of all experts as one, [experts, rank, in] and [experts, out,
+    rank] for the highest rank; 0 for experts without."""
+    first_a, first_b = next(iter(parts.values()))
+    rank = max(a.shape[0] for a, _ in parts.values())
+    all_a = first_a.new_zeros((num_experts, rank, first_a.shape[1]))
+    all_b = first_b.new_zeros((num_experts, first_b.shape[0], rank))
+    for number, (a, b) in parts.items():
+        all_a[number, : a.shape[0]] = a
+        all_b[number, :, : b.shape[1]] = b
+    return all_a, all_b
 
 
 def _changed_ns(use: AdapterUse, name: str) -> int:

@@ -23,7 +23,7 @@ from core.checkpoint.settled import settle
 from core.common.errors import EngineError
 from core.common.i18n import translate
 from core.engine.protocol import Load, ModelFacts
-from core.memory.adapter_room import adaptable_matrices
+from core.memory.adapter_room import adaptable_matrices, adaptable_stacks
 from core.memory.load_plan import LoadPlan
 from core.memory.pages import pages_of
 from core.memory.step_sizes import GPU_CHUNK_TOKENS, StepSizes, smaller_sizes
@@ -42,6 +42,7 @@ from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.memory_guard import allocated_bytes, memory_cap, reserve_remaining
 from core.worker.model.adapters import add_adapters
 from core.worker.model.device_map import DeviceMap, add_device_hooks, embedding_name
+from core.worker.model.expert_adapters import add_expert_adapters
 from core.worker.model.kv_cache import SlotCache
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -83,6 +84,8 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
         bank, room = None, plan.shape.adapters
         if room.count:
             bank = add_adapters(model, adaptable_matrices(checkpoint), room, plan.num_slots)
+        if bank is not None and room.reaches_experts:
+            add_expert_adapters(model, adaptable_stacks(checkpoint), bank)
         loaded_bytes = allocated_bytes() if memory_plans else 0
         progress("prepare", STAGE_BEGIN["prepare"])
         runner = ModelRunner(model, plan.num_slots, plan.context_tokens, bank, plan.num_pages, plan.shape.cache_bits)

@@ -25,6 +25,7 @@ from core.worker.gpu_check import known_torch, require_no_gpu
 from core.worker.kernels import cpu_int4_prefill
 from core.worker.memory_guard import measure_devices
 from core.worker.model.device_map import DeviceMap
+from core.worker.model.expert_adapter_check import check_expert_adapters
 from core.worker.model.kernel_check import check_experts, check_kernel
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ def check_kernels(plan: LoadPlan, checkpoint: Checkpoint) -> None:
         of_experts = [matrix for name, matrix in checkpoint.matrices.items() if expert_matrix(name)]
         for format in {replace(matrix.format, packing="gptq_v2") for matrix in of_experts}:
             check_experts(plan.kernel, format, dtype, device)
+            if plan.shape.adapters.reaches_experts:
+                check_expert_adapters(plan.kernel, format, dtype, device)
 
 
 def use_capturable_stream(device: torch.device | None = None) -> None:

@@ -46,7 +46,7 @@ def test_a_plan_is_that_of_the_case(folder: Path) -> None:
 
     usual = plan()
     assert plan(pool_share=0.5).kv_cache < usual.kv_cache > plan(cache_bits=8).kv_cache
-    assert plan(adapters=(2, 8)).weights > usual.weights
+    assert plan(adapters=(2, 8, False)).weights > usual.weights
     assert plan(step_sizes=LEAN_SIZES).activations < usual.activations < plan(step_sizes=StepSizes(2048)).activations
     assert plan(step_sizes=StepSizes(512, 0)).graphs < usual.graphs
 

@@ -20,7 +20,7 @@ from core.checkpoint.adapters import VARIANTS, WEIGHTS, match_base, read_adapter
 from core.checkpoint.weight_files import ADAPTER_CONFIG
 from core.common.errors import CheckpointError
 from core.quantize.source import read_plain
-from tests.support.plain_models import EXPERTS, change_json, make_adapter, make_plain
+from tests.support.plain_models import change_json, make_adapter, make_plain
 
 # A trainer's pattern of a language model's matrices, whatever its class calls them.
 PARTS = "(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)"
@@ -101,15 +101,6 @@ def test_what_is_more_than_two_matrices_is_refused_in_words(
     assert raised.value.key == key and said in str(raised.value)
 
 
-def test_experts_in_one_tensor_are_refused_in_words(tmp_path: Path) -> None:
-    base = make_plain(tmp_path / "moe", "qwen3_moe", **EXPERTS)
-    folder = make_adapter(base, tmp_path / "a", target_modules=["q_proj"],
-                          target_parameters=["mlp.experts.gate_up_proj"])  # fmt: skip
-    with pytest.raises(CheckpointError) as raised:
-        read_adapter(folder)
-    assert "target_parameters" in str(raised.value)
-
-
 def rename(change: Callable[[str], str], **more: torch.Tensor) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         tensors = {change(name): value for name, value in load_file(folder / WEIGHTS).items()}
@@ -156,7 +147,7 @@ MEANS_NOTHING = {
     "ensure_weight_tying",
 }  # fmt: skip
 READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "fan_in_fan_out", "bias", "use_rslora",
-        "init_lora_weights", "rank_pattern", "alpha_pattern"}  # fmt: skip
+        "init_lora_weights", "rank_pattern", "alpha_pattern", "target_parameters"}  # fmt: skip
 
 
 def test_every_setting_that_peft_has_is_known() -> None:

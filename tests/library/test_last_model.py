@@ -28,6 +28,10 @@ def test_what_was_promised_to_its_chats_is_known_again() -> None:
     shared = CacheChoice(16_384)
     note_last_model(LastModel("tiny", 4096, 8, AdapterRoom(2, 16), shared))
     assert last_load("tiny") == LastModel("tiny", 4096, 8, AdapterRoom(2, 16), shared)
+    for room in (AdapterRoom(2, 16, True), AdapterRoom(0, 16, True)):
+        for cache in (shared, CacheChoice(bits=8)):
+            note_last_model(LastModel("tiny", 4096, 8, room, cache))
+            assert last_load("tiny") == LastModel("tiny", 4096, 8, room, cache)
     note_last_model(LastModel("tiny", 4096, 8, AdapterRoom(0, 16)))
     assert last_load("tiny") == LastModel("tiny", 4096, 8, AdapterRoom(0, 16))
     note_last_model(LastModel("tiny", 4096, 8, cache=shared))

@@ -12,6 +12,7 @@ from core.checkpoint.headers import TensorInfo
 from core.checkpoint.layers import DenseMlp, Experts
 from core.checkpoint.recurrent import ShortConv
 from core.memory import load_ways
+from core.memory.adapter_room import AdapterRoom
 from core.memory.cpu_fit import check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
@@ -47,6 +48,21 @@ def test_qwen3_30b_a3b_fits_a_card_of_24_gb(qwen: Checkpoint) -> None:
     assert report.load.memory[0].weights == pytest.approx(wanted, rel=0.001)
     assert report.max_context == 40960
     assert not check_fit(qwen, [replace(RTX_4090, total_mib=16_376)]).fits
+
+
+def test_room_for_adapters_of_experts_is_counted_where_somebody_wants_it(qwen: Checkpoint) -> None:
+    """At rank 16 a place takes 1.6 GB, beside 48 MB for the other matrices."""
+    plain, dense, all_of_them = (
+        read_shape(qwen, True, AdapterRoom(count, 16, has_experts))
+        for count, has_experts in ((0, True), (2, False), (2, True))
+    )
+    assert plain.adapter_bytes == 0
+    of_experts = 48 * 128 * 3 * (2048 + 768) * 2 * 16 * 2
+    assert all_of_them.adapter_bytes - dense.adapter_bytes == of_experts == pytest.approx(2 * 1.66e9, rel=0.01)
+    assert weight_bytes(all_of_them, LLAMADECK) - weight_bytes(plain, LLAMADECK) == all_of_them.adapter_bytes
+    assert check_fit(qwen, [RTX_4090], adapters=AdapterRoom(2, 16, True)).fits
+    assert not check_fit(qwen, [RTX_4090], adapters=AdapterRoom(8, 16, True)).fits
+    assert check_fit(qwen, [RTX_4090], adapters=AdapterRoom(8, 16)).fits
 
 
 def test_long_prompts_are_read_in_larger_passes_where_there_is_room(qwen: Checkpoint) -> None:

@@ -23,6 +23,7 @@ from core.worker.kernels.cache_attention import kernels_for
 from core.worker.kernels.decode_attention import SPLITS, DecodeKernels, HeadKind
 from core.worker.kernels.dense_small_batch import DenseKernels
 from core.worker.kernels.expert_kernels import ExpertKernels
+from core.worker.kernels.expert_low_rank import ExpertLowRankKernels
 from core.worker.kernels.expert_prompts import STAGES, ExpertPromptKernels
 from core.worker.kernels.gptq_block import GptqBlockKernel
 from core.worker.kernels.logprobs_kernel import LogprobsKernel
@@ -63,6 +64,14 @@ EXPERT_FORMATS = {
     ],
     BFLOAT16: [CodeFormat(4, 128, False), CodeFormat(8, 32, True), CodeFormat(4, 32, False)],
 }
+# Of experts with adapters beside them.
+ADAPTED_EXPERT_FORMATS = [
+    (FLOAT16, CodeFormat(4, 128, False)),
+    (FLOAT16, CodeFormat(4, 64, True)),
+    (FLOAT16, CodeFormat(4, 64, False)),
+    (BFLOAT16, CodeFormat(4, 32, True)),
+    (FLOAT16, CodeFormat(8, 64, True)),
+]
 # Experts and the size of a row.
 ROUTERS = [(128, 2048), (8, 4096), (512, 2048), (16, 256), (8, 256), (4, 256)]
 # Heads, key heads and a head's size: of the models that are loaded, and of those whose attention alone is tried.
@@ -110,7 +119,9 @@ def own_kernels(is_hopper: bool) -> list[Callable[[], object]]:
     ]
     ways = (True, False) if is_hopper else (False,)
     made += [partial(SamplingKernel, *one, device, way) for one in COMPARED_VOCABULARIES[::-1] for way in ways]
-    made += [partial(ExpertKernels, *kind, device) for kind in expert_formats]
+    plain_formats = dict.fromkeys([*expert_formats, *ADAPTED_EXPERT_FORMATS])
+    made += [partial(ExpertKernels, *kind, device, True) for kind in ADAPTED_EXPERT_FORMATS]
+    made += [partial(ExpertKernels, *kind, device) for kind in plain_formats]
     if is_hopper:
         made += [partial(PrefillKernels, *kind, rows, device) for kind in formats for rows in ONE_ROW_TILES]
         made += [partial(NarrowKernels, dtype, rows, device) for dtype in DTYPES for rows in ONE_ROW_TILES]
@@ -125,7 +136,7 @@ def own_kernels(is_hopper: bool) -> list[Callable[[], object]]:
         for in_blocks, dtype in product(blocks, DTYPES)
     ]
     made.append(partial(GptqBlockKernel, device))
-    kinds = (DenseKernels, LowRankKernels, module_for, norm_kernel, PairKernels, LogprobsKernel)
+    kinds = (DenseKernels, LowRankKernels, ExpertLowRankKernels, module_for, norm_kernel, PairKernels, LogprobsKernel)
     made += [partial(kind, dtype, device) for kind in kinds for dtype in DTYPES]
     made += [partial(kernels_for, *one, device, bits) for one in product(DTYPES, CACHED_HEADS) for bits in (16, 8)]
     made += [partial(module_for, dtype, device, 8) for dtype in DTYPES]

@@ -20,6 +20,7 @@ from core.worker.kernels import (
     decode_attention,
     dense_small_batch,
     expert_kernels,
+    expert_low_rank,
     expert_prompts,
     gptq_block,
     logprobs_kernel,
@@ -96,6 +97,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         step_ops,
         row_norm,
         expert_kernels,
+        expert_low_rank,
         expert_prompts,
         routed_pairs,
         recurrent,
@@ -191,6 +193,19 @@ def test_the_products_with_experts_compile(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_products_of_narrow_matrices_compile(dtype: torch.dtype, tile_rows: int) -> None:
     NarrowKernels(dtype, tile_rows, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "format"),
+    [((8, 0), torch.float16, CodeFormat(8, 32, True)), ((9, 0), torch.bfloat16, CodeFormat(4, 128, False))],
+    ids=str,
+)
+def test_the_products_with_experts_and_their_adapters_compile(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, format: CodeFormat
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    expert_kernels.ExpertKernels(dtype, format, torch.device("cpu"), adapters=True)
+    expert_low_rank.ExpertLowRankKernels(dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)], ids=str)

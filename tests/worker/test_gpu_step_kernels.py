@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from core.worker.kernels import cache_attention, step_ops
+from tests.support.expert_adapter_tests import *  # noqa: F403
 from tests.support.gptq_block_kernel_tests import *  # noqa: F403
 from tests.support.kv_pages import paged
 from tests.support.low_rank_kernel_tests import *  # noqa: F403

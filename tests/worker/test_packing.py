@@ -14,7 +14,7 @@ from core.worker.kernels.decode_attention import (
     HEAD_DIMS,
     MAX_QUERIES,
     SPLITS,
-    SharedRoom,
+    SharedMemory,
     choose_blocks,
     choose_pipeline_stages,
     plan_blocks,
@@ -51,7 +51,7 @@ BITS = (4, 8)
 # What every card of compute capability 8.6 lets a block of threads have.
 SHARED_BYTES_86 = 99 * 1024
 SHARED_BYTES_90 = 227 * 1024
-ROOM_86, ROOM_90 = SharedRoom(SHARED_BYTES_86, 100 * 1024), SharedRoom(SHARED_BYTES_90, 228 * 1024)
+ROOM_86, ROOM_90 = SharedMemory(SHARED_BYTES_86, 100 * 1024), SharedMemory(SHARED_BYTES_90, 228 * 1024)
 
 
 def codes_of(bits: int) -> torch.Tensor:
@@ -228,7 +228,7 @@ def test_what_attention_wants_of_shared_memory_is_there(dim: int, blocks: int, b
 
 def test_a_head_for_which_no_block_has_room_is_refused() -> None:
     with pytest.raises(ValueError, match="256"):
-        plan_blocks(4, 256, SPLITS, SharedRoom(64 * 1024, 64 * 1024))
+        plan_blocks(4, 256, SPLITS, SharedMemory(64 * 1024, 64 * 1024))
 
 
 def test_few_rows_share_their_columns_among_blocks_and_many_do_not() -> None:

@@ -70,11 +70,16 @@ def next_step(adapter: AdapterShape) -> NextStep:
     if not (own or others):
         return NextStep(tr("adapter.next_none"))
     if state.server is not None or state.facts is None or state.model not in (*own, *others):
-        return NextStep(tr("adapter.next_load", names=", ".join(own or others)), LOAD_PAGE)
+        return NextStep(_with_experts(adapter, tr("adapter.next_load", names=", ".join(own or others))), LOAD_PAGE)
     room = state.facts.adapters
-    if not room.count or room.rank < adapter.rank:
-        return NextStep(tr("adapter.next_reload", name=state.model), LOAD_PAGE)
+    if not room.count or room.rank < adapter.rank or (adapter.changes_experts and not room.has_experts):
+        return NextStep(_with_experts(adapter, tr("adapter.next_reload", name=state.model)), LOAD_PAGE)
     return NextStep(tr("adapter.next_chat", name=state.model), CHAT_PAGE)
+
+
+def _with_experts(adapter: AdapterShape, words: str) -> str:
+    """And what has to be chosen for the load, of an adapter that changes experts."""
+    return f"{words} {tr('adapter.next_experts')}" if adapter.changes_experts else words
 
 
 def draw_way(step: NextStep, job_id: str) -> None:

@@ -1,4 +1,5 @@
-"""LoRA adapters on Load model: how many a model is to have room for, which there are, and how each is deleted."""
+"""LoRA adapters on Load model: how many a model is to have room for, and whether of experts; which there are, and how
+each is deleted."""
 
 from __future__ import annotations
 
@@ -8,13 +9,16 @@ from pathlib import Path
 import streamlit as st
 
 from core.checkpoint.adapters import AdapterShape
+from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import DeckError, InputError
 from core.common.values import printable
 from core.library.adapters import FoundAdapter, usual_room
 from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.last_model import last_load
 from core.library.scan import LibraryEntry
-from core.memory.adapter_room import MAX_ADAPTERS, NO_ROOM, AdapterRoom
+from core.memory.adapter_room import MAX_ADAPTERS, NO_ROOM, AdapterRoom, adaptable_stacks, room_bytes
+from core.memory.sizes import MIB
+from ui.load.bar import memory_size
 from ui.load.disk import size_words
 from ui.shared.deleting import adapter_refusal, delete_adapter
 from ui.shared.errors import sentence, show_error
@@ -27,8 +31,9 @@ from ui.shared.resources import engine
 OF_THIS_MODEL = "adapter_plain_matrix"
 
 
-def draw_room(name: str, found: list[FoundAdapter]) -> AdapterRoom:
-    """How many adapters at once; nothing is asked where the model can have none."""
+def draw_room(name: str, checkpoint: Checkpoint, found: list[FoundAdapter]) -> AdapterRoom:
+    """How many adapters at once, and of a mixture whether they may change experts; nothing is asked where the model can
+    have none."""
     usual = usual_room(found)
     if not usual.count:
         return NO_ROOM
@@ -36,12 +41,19 @@ def draw_room(name: str, found: list[FoundAdapter]) -> AdapterRoom:
     begin = usual.count if last is None or not last.adapters.is_chosen else min(last.adapters.count, MAX_ADAPTERS)
     count = st.select_slider(tr("load.adapters"), range(MAX_ADAPTERS + 1), begin, key=_key(name),
                              help=tr("load.adapters_help", rank=usual.rank), persist_state="session")  # fmt: skip
-    return AdapterRoom(count, usual.rank)
+    has_experts = last is not None and last.adapters.has_experts
+    if count and adaptable_stacks(checkpoint):
+        has_experts = st.toggle(tr("load.adapters_experts"), has_experts, key=_experts_key(name),
+                                help=tr("load.adapters_experts_help"), persist_state="session")  # fmt: skip
+        with_experts, without = (room_bytes(checkpoint, AdapterRoom(count, usual.rank, one)) for one in (True, False))
+        st.caption(tr("load.adapters_experts_take", size=memory_size((with_experts - without) / MIB)))
+    return AdapterRoom(count, usual.rank, has_experts)
 
 
 def room_now(name: str, drawn: AdapterRoom) -> AdapterRoom:
-    """What the slider says now, in a callback; `drawn` is what it said when the page was drawn."""
-    return replace(drawn, count=st.session_state.get(_key(name), drawn.count))
+    """What slider and toggle say now, in a callback; `drawn` is what they said when the page was drawn."""
+    count = st.session_state.get(_key(name), drawn.count)
+    return replace(drawn, count=count, has_experts=st.session_state.get(_experts_key(name), drawn.has_experts))
 
 
 def draw_found(entry: LibraryEntry, found: list[FoundAdapter]) -> None:
@@ -80,6 +92,8 @@ def _draw_one(one: FoundAdapter, model: str) -> None:
     else:
         icon, about = ":material/tune:", about_words(one.shape)
     hint = f"  \n:small[:orange[{tr('load.adapter_other_base')}]]" if one.is_of_other_base else ""
+    if model and one.shape is not None and one.shape.changes_experts:
+        hint += f"  \n:small[:gray[{tr('load.adapter_experts')}]]"
     thing = _thing(model, one.folder)
     with st.container(horizontal=True, vertical_alignment="center", wrap=False):
         st.markdown(f"{icon} **{escape(one.name)}**  \n:small[:gray[{about}]]{hint}", width="stretch")
@@ -138,3 +152,7 @@ def _error_key(model: str, folder: Path) -> str:
 
 def _key(name: str) -> str:
     return f"gauge_adapters_{name}"
+
+
+def _experts_key(name: str) -> str:
+    return f"gauge_adapters_of_experts_{name}"

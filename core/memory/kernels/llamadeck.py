@@ -51,12 +51,16 @@ class LlamadeckKernel(KernelSpec):
     def expert_bytes(self, shape: ModelShape, mlp: Experts, num_rows: int) -> int:
         """Where experts are stacked: of each pair of a token and an expert its place, its row where the expert's inputs
         are in another order, silu(gate) * up, and the result in float32; and the sums. Of many pairs, rows and what
-        gate and up become lie in tiles, of which each expert has one that is not full."""
+        gate and up become lie in tiles, of which each expert has one that is not full. With room for experts' adapters
+        their low-rank values too."""
         if not self.stacks_experts(shape):
             return super().expert_bytes(shape, mlp, num_rows)
         pairs = num_rows * mlp.experts_per_token
         segments = min(pairs, mlp.num_experts + pairs // MIN_SEGMENT_ROWS)
         places = pairs * (LONG_BYTES + FLOAT_BYTES + 2 * INT_BYTES) + segments * 4 * INT_BYTES
+        if shape.adapters.reaches_experts:
+            # What gate and up, then down are multiplied to by A, and whose it is.
+            places += pairs * (3 * shape.adapters.rank * FLOAT_BYTES + 2 * INT_BYTES)
         is_gathered = any(matrix.format.is_permuted for matrix, _ in shape.expert_matrices)
         row = shape.hidden * (HALF_BYTES * is_gathered + FLOAT_BYTES) + mlp.intermediate * HALF_BYTES
         tile_rows = expert_tile_rows(pairs, mlp.num_experts)

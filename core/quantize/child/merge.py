@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from core.checkpoint.adapters import AdapterShape, LowRank
+from core.checkpoint.adapters import AdapterShape
+from core.checkpoint.low_rank import LowRank
 from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
 from core.quantize.options import QuantizeOptions, merge_steps
@@ -55,8 +57,7 @@ def merged(name: str, value: torch.Tensor, added: Added) -> torch.Tensor:
     """`value` [out, in] and all that adapters add to it. Raises CheckpointError where that is no number."""
     total = value.float()
     for adapter, matrix in added:
-        with safe_open(adapter.weights, "pt") as opened:
-            a, b = (opened.get_tensor(part).float() for part in (matrix.a_name, matrix.b_name))
+        a, b = matrix.own_parts(*_read_parts(adapter.weights, matrix.a_name, matrix.b_name))
         delta = matrix.scale * (b @ a)
         if not is_finite(delta):
             raise CheckpointError("adapter_nan", adapter=adapter.name, module=matrix.name)
@@ -65,6 +66,13 @@ def merged(name: str, value: torch.Tensor, added: Added) -> torch.Tensor:
     if not is_finite(result):
         raise CheckpointError("merge_range", name=name, dtype=str(value.dtype).removeprefix("torch."))
     return result.contiguous()
+
+
+@lru_cache(2)
+def _read_parts(weights: Path, a_name: str, b_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B in float32. Those of all experts of a layer are asked for by each of them."""
+    with safe_open(weights, "pt") as opened:
+        return opened.get_tensor(a_name).float(), opened.get_tensor(b_name).float()
 
 
 def is_finite(value: Any) -> bool:

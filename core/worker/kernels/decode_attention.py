@@ -59,7 +59,7 @@ NO_NORM = HeadNorm()
 
 
 @dataclass(frozen=True, slots=True)
-class SharedRoom:
+class SharedMemory:
     """A GPU's shared memory. block_bytes: the most that a thread block may have; multiprocessor_bytes: what all blocks
     on a multiprocessor share, 1 KiB of each being CUDA's."""
 
@@ -83,7 +83,7 @@ def shared_bytes(dim: int, queries: int, blocks: int, pipeline_stages: int, bits
     return in_flight + heads + sums * queries * FLOAT_BYTES
 
 
-def choose_pipeline_stages(dim: int, queries: int, blocks: int, room: SharedRoom, bits: int = 16) -> int | None:
+def choose_pipeline_stages(dim: int, queries: int, blocks: int, room: SharedMemory, bits: int = 16) -> int | None:
     """How many loads of columns a warp has in flight, at most 3, or 2 where 4 or more blocks split a head: as many as
     two blocks on a multiprocessor have room for, else as one alone has; None where it has room for none. Of 8 bit twice
     as many, which are as many bytes."""
@@ -99,7 +99,7 @@ def choose_pipeline_stages(dim: int, queries: int, blocks: int, room: SharedRoom
 
 
 def plan_blocks(
-    group: int, dim: int, splits: Sequence[int], room: SharedRoom, bits: int = 16
+    group: int, dim: int, splits: Sequence[int], room: SharedMemory, bits: int = 16
 ) -> tuple[int, tuple[tuple[int, int], ...]]:
     """Of the `group` of queries that share a key, how many a block computes together, so that it reads the key once for
     them: the most that divide them evenly and that there is room for. And the loads in flight by each of `splits`."""
@@ -158,7 +158,7 @@ class DecodeKernels:
         self.kind = HeadKind(dim, dim) if kind is None else kind
         properties = torch.cuda.get_device_properties(device)
         clusters = properties.major >= 9 if clusters is None else clusters
-        room = SharedRoom(properties.shared_memory_per_block_optin, properties.shared_memory_per_multiprocessor)
+        room = SharedMemory(properties.shared_memory_per_block_optin, properties.shared_memory_per_multiprocessor)
         self._queries, pipeline_stages = plan_blocks(heads[0] // heads[1], dim, splits, room, bits)
         module = module_for(dtype, self.kind, self._queries, pipeline_stages, clusters, device, bits)
         self._apply_rope_and_store_kv = module.kernel("apply_rope_and_store_kv")

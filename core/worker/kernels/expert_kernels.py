@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
+from core.worker.kernels.expert_low_rank import LowRankPairs
+from core.worker.kernels.nvrtc import Argument, CudaKernel, CudaModule, read_source
 from core.worker.kernels.packed_small_batch import defines_for
 from core.worker.kernels.packed_variants import stage_bytes
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat
@@ -104,9 +105,11 @@ class Launch(NamedTuple):
 
 
 class ExpertKernels:
-    """The kernels of cuda/experts.cu for one dtype and format, on one GPU; by rows of a segment."""
+    """The kernels of cuda/experts.cu for one dtype and format, on one GPU; by rows of a segment. `adapters`: whether
+    they add what LoRA adapters add."""
 
-    def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device, adapters: bool = False) -> None:
+        self._of = dtype, format, device
         room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
         def choose(all_variants: Mapping[str, tuple[Variant, ...]], warps: int) -> dict[str, Variant]:
@@ -128,8 +131,9 @@ class ExpertKernels:
             else f"DOWN_SEGMENTS(down_{name}, {one.row_tiles}, {one.tiles}, {one.stages})"
             for name, one in down.items()
         ]
-        source = read_source("codes.cuh", "units.cuh", "segments.cuh", "experts.cu", VARIANTS=lines)
-        module = CudaModule(source, defines_for(dtype, format), device)
+        of_adapters = ("low_rank.cuh", "expert_low_rank.cuh") if adapters else ()
+        source = read_source("codes.cuh", "units.cuh", "segments.cuh", *of_adapters, "experts.cu", VARIANTS=lines)
+        module = CudaModule(source, defines_for(dtype, format) | {"ADAPTERS": int(adapters)}, device)
 
         def launches(prefix: str, variants: dict[str, Variant], warps: int) -> dict[str, Launch]:
             kernels = {
@@ -141,6 +145,10 @@ class ExpertKernels:
         self._gate_up = launches("gate_up", gate_up, GATE_UP_WARPS)
         self._down = launches("down", down, DOWN_WARPS)
 
+    def with_adapters(self) -> ExpertKernels:
+        """Those for the same matrices that add what adapters add."""
+        return expert_kernels_for(*self._of, adapters=True)
+
     def gate_up(
         self,
         matrix: StackedMatrix,
@@ -149,13 +157,15 @@ class ExpertKernels:
         routed: RoutedPairs | None,
         rows: int,
         down_inverse: torch.Tensor | None,
+        low: LowRankPairs | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x [tokens, inputs], or of each pair [pairs, inputs] as `PairKernels.gather` gives them -> silu(gate) * up
         [pairs, intermediate], in the order of `routed`, each value where down wants it (down_inverse [experts,
-        intermediate])."""
+        intermediate]). low: what adapters add to gate and up, of kernels that add it. out: takes the result."""
         pairs, chosen = ids.numel(), ids.shape[1]
         is_gathered = matrix.permutations is not None
-        out = torch.empty((pairs, matrix.outputs // 2), dtype=x.dtype, device=x.device)
+        out = torch.empty((pairs, matrix.outputs // 2), dtype=x.dtype, device=x.device) if out is None else out
         segments, tiles = pairs if routed is None else routed.segments.shape[0], matrix.sizes[0]
 
         def turns(one: Variant) -> int:
@@ -170,7 +180,7 @@ class ExpertKernels:
             (blocks, 1, 1), GATE_UP_WARPS * 32, matrix.codes, matrix.scales, matrix.zeros, x, out, ids,
             *(None, None) if routed is None else (routed.segments, routed.num_segments),
             routed.tokens if routed is not None and by_token else None, down_inverse, *matrix.sizes, x.stride(0),
-            1 if is_gathered else chosen, pairs,
+            1 if is_gathered else chosen, pairs, *_argument(low),
         )  # fmt: skip
         return out
 
@@ -182,30 +192,46 @@ class ExpertKernels:
         weights: torch.Tensor,
         out: torch.Tensor,
         added: Added,
+        low: LowRankPairs | None = None,
     ) -> torch.Tensor:
         """gated [pairs, inputs] in the router's order -> the weighted sums and what is `added`, into `out` [tokens,
-        outputs]."""
+        outputs]. low: what adapters add before, of kernels that add it."""
         launch, (tokens, chosen), tiles = self._down["1"], ids.shape, matrix.sizes[0]
         if tokens * tiles > MANY_TURNS * launch.most_blocks:
             launch = self._down["pairs"]
         turns = tokens * -(-tiles // launch.variant.tiles)
         launch.kernel((min(turns, launch.most_blocks), 1, 1), DOWN_WARPS * 32, matrix.codes, matrix.scales,
-                      matrix.zeros, gated, out, ids, weights, *added, *matrix.sizes, chosen, tokens)  # fmt: skip
+                      matrix.zeros, gated, out, ids, weights, *added, *matrix.sizes, chosen, tokens,
+                      *_argument(low))  # fmt: skip
         return out
 
     def down_segments(
-        self, matrix: StackedMatrix, gated: torch.Tensor, routed: RoutedPairs, rows: int, chosen: int
+        self,
+        matrix: StackedMatrix,
+        gated: torch.Tensor,
+        routed: RoutedPairs,
+        rows: int,
+        chosen: int,
+        low: LowRankPairs | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """gated [pairs, inputs] -> [pairs, outputs] in float32, both in the order of `routed`."""
         launch = self._down[str(rows)]
-        out = torch.empty((gated.shape[0], matrix.outputs), dtype=torch.float32, device=gated.device)
+        if out is None:
+            out = torch.empty((gated.shape[0], matrix.outputs), dtype=torch.float32, device=gated.device)
         turns = routed.segments.shape[0] * -(-matrix.sizes[0] // launch.variant.tiles)
         launch.kernel((min(turns, launch.most_blocks), 1, 1), DOWN_WARPS * 32, matrix.codes, matrix.scales,
-                      matrix.zeros, gated, out, routed.segments, routed.num_segments, *matrix.sizes,
-                      chosen)  # fmt: skip
+                      matrix.zeros, gated, out, routed.segments, routed.num_segments, *matrix.sizes, chosen,
+                      *_argument(low))  # fmt: skip
         return out
 
 
+def _argument(low: LowRankPairs | None) -> tuple[Argument, ...]:
+    return () if low is None else (low.argument(),)
+
+
 @cache
-def expert_kernels_for(dtype: torch.dtype, format: CodeFormat, device: torch.device) -> ExpertKernels:
-    return ExpertKernels(dtype, format, device)
+def expert_kernels_for(
+    dtype: torch.dtype, format: CodeFormat, device: torch.device, adapters: bool = False
+) -> ExpertKernels:
+    return ExpertKernels(dtype, format, device, adapters)

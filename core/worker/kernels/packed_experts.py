@@ -7,17 +7,29 @@ prompt go through the tensor cores in tiles, where the GPU has those of compute 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from core.memory.sizes import FLOAT_BYTES
 from core.worker.kernels.expert_kernels import ExpertKernels, StackedMatrix
-from core.worker.kernels.expert_prompts import ExpertPromptKernels, ExpertPrompts
+from core.worker.kernels.expert_low_rank import ExpertAdapters, PassAdapters
+from core.worker.kernels.expert_prompts import ExpertPromptKernels, ExpertPrompts, SharedRoom
 from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH
 from core.worker.kernels.packing import invert_permutation
 from core.worker.kernels.routed_pairs import Added, PairKernels, is_worth_sorting, rows_per_segment
 
 NOTHING_ADDED = Added()
+
+
+class PairRoom(NamedTuple):
+    """Room for pairs of a token and an expert. results: float32 [pairs, hidden]. gated [pairs, intermediate]. gathered:
+    [pairs, hidden] where inputs have an order of their own, else [0, hidden]."""
+
+    results: torch.Tensor
+    gated: torch.Tensor
+    gathered: torch.Tensor
 
 
 class PackedExperts(nn.Module):
@@ -36,6 +48,7 @@ class PackedExperts(nn.Module):
         self.gate_up, self.down = gate_up, down
         self._gate_up_kernels, self._down_kernels = kernels
         self._pair_kernels, self._prompts = pair_kernels, prompts
+        self._adapters: ExpertAdapters | None = None
         self._down_inverse = None
         if down.permutations is not None:
             self._down_inverse = torch.stack([invert_permutation(one) for one in down.permutations])
@@ -49,6 +62,11 @@ class PackedExperts(nn.Module):
         """
         ids, weights = top_k_index.long().contiguous(), top_k_weights.float().contiguous()
         return self.multiply(hidden_states, ids, weights, is_step=len(ids) <= MAX_SMALL_BATCH)
+
+    def adapt(self, adapters: ExpertAdapters) -> None:
+        """Let the products of passes with adapters add what these are."""
+        self._adapters = adapters
+        self._adding_kernels = self._gate_up_kernels.with_adapters(), self._down_kernels.with_adapters()
 
     def drop_room(self) -> None:
         """Free what captured steps that failed have left."""
@@ -67,6 +85,8 @@ class PackedExperts(nn.Module):
         results and what is `added`, [tokens, hidden]. is_step: the tokens are of a chat each, and go through no tiles,
         which sum in another order: a token's result then depends on that token alone."""
         (tokens, chosen), num_experts, pairs = ids.shape, self.gate_up.num_experts, self._pair_kernels
+        if self._adapters is not None and (of_pass := self._adapters.of_pass()) is not None:
+            return self._multiply_adapted(self._adapters, of_pass, x, ids, weights, added)
         prompts = self._prompts.kernels(ids.numel(), num_experts) if self._prompts and not is_step else None
         if prompts is not None:
             return self._multiply_tiles(prompts, x, ids, weights, added)
@@ -81,6 +101,47 @@ class PackedExperts(nn.Module):
             return self._down_kernels.down(self.down, gated, ids, weights, out, added)
         of_pairs = self._down_kernels.down_segments(self.down, gated, routed, rows, chosen)
         return pairs.sum(of_pairs, weights, routed.positions, out, added)
+
+    def _multiply_adapted(
+        self,
+        adapters: ExpertAdapters,
+        of_pass: PassAdapters,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        added: Added,
+    ) -> torch.Tensor:
+        """As `multiply` for a pass with adapters: tiles add nothing, so that it goes through none."""
+        (tokens, chosen), num_experts = ids.shape, self.gate_up.num_experts
+        pairs, (gate_up, down) = self._pair_kernels, self._adding_kernels
+        is_sorted = is_worth_sorting(tokens, chosen, num_experts)
+        rows = rows_per_segment(tokens, chosen, num_experts) if is_sorted else 1
+        routed = pairs.sort(ids, num_experts, rows) if is_sorted else None
+        positions = None if routed is None else routed.positions
+        low = adapters.kernels.down(x, adapters.gate_up, ids, routed, of_pass)
+        out, room = torch.empty_like(x), self._pair_room(x, ids.numel())
+        if self.gate_up.permutations is not None:
+            x = pairs.gather(x, ids, self.gate_up.permutations, positions, room.gathered)
+        gated = gate_up.gate_up(self.gate_up, x, ids, routed, rows, self._down_inverse, low, room.gated)
+        low = adapters.kernels.down(gated, adapters.down, ids, routed, of_pass, self._down_inverse, is_by_pair=True)
+        if routed is None:
+            return down.down(self.down, gated, ids, weights, out, added, low)
+        of_pairs = down.down_segments(self.down, gated, routed, rows, chosen, low, room.results)
+        return pairs.sum(of_pairs, weights, routed.positions, out, added)
+
+    def _pair_room(self, x: torch.Tensor, num_pairs: int) -> PairRoom:
+        """For the products of a pass with adapters, in the buffer that all layers share where there is one."""
+        hidden, intermediate, half = self.gate_up.inputs, self.gate_up.outputs // 2, x.dtype.itemsize
+        gathered = num_pairs * hidden * half if self.gate_up.permutations is not None else 0
+        gated, results = num_pairs * intermediate * half, num_pairs * hidden * FLOAT_BYTES
+        shared = self._prompts.room if self._prompts is not None else SharedRoom()
+        # What is read 16 bytes at once lies so: sizes are multiples of 64.
+        parts = shared.take(results + gated + gathered, x.device).split((results, gated, gathered))
+        return PairRoom(
+            parts[0].view(torch.float32).view(num_pairs, hidden),
+            parts[1].view(x.dtype).view(num_pairs, intermediate),
+            parts[2].view(x.dtype).view(-1, hidden),
+        )
 
     def _multiply_tiles(
         self,

@@ -84,10 +84,16 @@ class PairKernels:
         return RoutedPairs(tokens, positions, segments, count)
 
     def gather(
-        self, x: torch.Tensor, ids: torch.Tensor, permutations: torch.Tensor, positions: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        permutations: torch.Tensor,
+        positions: torch.Tensor | None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x [tokens, size] -> [pairs, size], at `positions` if given, each in the order of its expert's inputs."""
-        out = torch.empty((ids.numel(), x.shape[1]), dtype=x.dtype, device=x.device)
+        """x [tokens, size] -> [pairs, size], at `positions` if given, each in the order of its expert's inputs. out:
+        takes the result."""
+        out = torch.empty((ids.numel(), x.shape[1]), dtype=x.dtype, device=x.device) if out is None else out
         self._gather((ids.numel(), 1, 1), GATHER_THREADS, x, out, ids, permutations, positions, x.stride(0), x.shape[1],
                      ids.shape[1])  # fmt: skip
         return out

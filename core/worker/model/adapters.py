@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from core.memory.adapter_room import AdapterRoom
+from core.worker.kernels.expert_low_rank import PassAdapters
 from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.low_rank import (
     MAX_TOLD,
@@ -39,13 +40,17 @@ from core.worker.model.merged_linear import MergedLinearSlice
 log = logging.getLogger(__name__)
 # How large what a tried adapter adds is, of a normed row: far over rounding, and no more than what a matrix gives.
 TRIED_STRENGTH = 0.3
-# (A [rank, in], scale * B [out, rank]) by the module's name.
+# So much of an adapter of experts is copied at once.
+PIECE_BYTES = 2**20
+# (A [rank, in], scale * B [out, rank]) by the module's name; of experts (A [experts, rank, in], B [experts, out, rank])
+# by the name of all experts' matrices of a layer, such as "….experts.gate_proj".
 AdapterWeights = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdaptedMatrix:
-    """Room for the adapters of one matrix: A [columns, in] and B [out, columns] of all places."""
+    """Room for the adapters of one matrix: A [columns, in] and B [out, columns] of all places. Of a layer's experts
+    [experts, columns, in] and [experts, out, columns]."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -78,12 +83,12 @@ class AdapterBank:
         begin = place * self.room.rank
         for name, matrix in self.matrices.items():
             a, b = weights.get(name, (None, None))
-            rank = 0 if a is None else a.shape[0]
+            rank = 0 if a is None else a.shape[-2]
             if a is not None and b is not None:
-                matrix.a[begin : begin + rank].copy_(a)
-                matrix.b[:, begin : begin + rank].copy_(b)
-            matrix.a[begin + rank : begin + self.room.rank] = 0
-            matrix.b[:, begin + rank : begin + self.room.rank] = 0
+                copy_in_pieces(a, matrix.a[..., begin : begin + rank, :])
+                copy_in_pieces(b, matrix.b[..., begin : begin + rank])
+            matrix.a[..., begin + rank : begin + self.room.rank, :] = 0
+            matrix.b[..., begin + rank : begin + self.room.rank] = 0
 
     def set_slot(self, slot: int, place: int | None, weight: float = 1.0) -> None:
         """The slot's passes use the adapter in `place` from now on, `weight` times as strong; None: none."""
@@ -101,8 +106,8 @@ class AdapterBank:
         random = torch.Generator(self.device).manual_seed(0)
         rank = self.room.rank
         for matrix in self.matrices.values():
-            matrix.a[:rank].normal_(0.0, matrix.a.shape[1] ** -0.5, generator=random)
-            matrix.b[:, :rank].normal_(0.0, TRIED_STRENGTH * rank**-0.5, generator=random)
+            matrix.a[..., :rank, :].normal_(0.0, matrix.a.shape[-1] ** -0.5, generator=random)
+            matrix.b[..., :rank].normal_(0.0, TRIED_STRENGTH * rank**-0.5, generator=random)
         self.set_slot(0, 0)
         try:
             yield
@@ -124,6 +129,10 @@ class AdapterBank:
         if slots is not None and slots.shape[0] == 1 and self.kernels is not None:
             self.told.begin_pass()
 
+    def of_pass(self) -> PassAdapters | None:
+        """What the pass that runs has of adapters; None where no row has one."""
+        return None if self.slots is None else PassAdapters(self.slots, self.of_slots)
+
     def column_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the rows of the pass that runs, and whether each is 0, both [rows, 1, columns]."""
         if self._selected is None:
@@ -131,6 +140,17 @@ class AdapterBank:
             weights = self._column_weights.index_select(0, self.slots).unsqueeze(1)
             self._selected = weights, weights == 0
         return self._selected
+
+
+def copy_in_pieces(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy to a GPU. Of what is in no order there, torch first makes a copy as large, for which a full GPU may have no
+    room: of experts, some at a time."""
+    if source.ndim < 3:
+        target.copy_(source)
+        return
+    each = max(1, PIECE_BYTES // max(1, source[0].nbytes))
+    for part, to in zip(source.split(each), target.split(each), strict=True):
+        to.copy_(part)
 
 
 def _find_kernels(device: torch.device, dtype: torch.dtype) -> LowRankKernels | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -50,9 +50,24 @@ def silu_and_multiply(gate_up: torch.Tensor) -> torch.Tensor:
 SILU = GatedActivation(silu_and_multiply, "silu")
 
 
+class ExpertAdapters(Protocol):
+    """What adapters add to the products of a layer's experts (core/worker/model/expert_adapters.py)."""
+
+    @property
+    def are_used(self) -> bool:
+        """Whether any row of the pass that runs has an adapter."""
+
+    def add_inputs(self, expert: int, tokens: torch.Tensor, count: int, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Add to `out` what comes to the products of x before the activation. tokens [rows]: which of the pass's
+        `count` tokens each row is."""
+
+    def add_down(self, expert: int, tokens: torch.Tensor, count: int, x: torch.Tensor, out: torch.Tensor) -> None:
+        """As `add_inputs`, behind the activation."""
+
+
 class LoopedExperts(nn.Module):
     """Runs the experts that were chosen, one after the other. The numbers of rows are read on the host, so that it
-    cannot be captured."""
+    cannot be captured. adapters: beside them, where there is room for such."""
 
     def __init__(
         self, inputs: Sequence[Sequence[nn.Module]], downs: Sequence[nn.Module], activation: GatedActivation
@@ -61,6 +76,7 @@ class LoopedExperts(nn.Module):
         self.inputs = nn.ModuleList(nn.ModuleList(one) for one in inputs)
         self.downs = nn.ModuleList(downs)
         self.activation = activation
+        self.adapters: ExpertAdapters | None = None
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -78,15 +94,23 @@ class LoopedExperts(nn.Module):
         for expert, count in enumerate(torch.bincount(chosen, minlength=len(self.downs)).tolist()):
             if count:
                 rows = tokens[begin : begin + count]
-                result = self._run(expert, hidden_states[rows])
+                result = self._run(expert, hidden_states, rows)
                 out.index_add_(0, rows, result * weights[begin : begin + count])
                 begin += count
         return out.to(hidden_states.dtype)
 
-    def _run(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
+    def _run(self, expert: int, hidden_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """What an expert makes of those `tokens` [rows] of hidden_states that chose it: [rows, hidden]."""
+        rows, count = hidden_states[tokens], len(hidden_states)
+        adapters = self.adapters if self.adapters is not None and self.adapters.are_used else None
         outputs = [module(rows) for module in self.inputs[expert]]
-        gate_up = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        result: torch.Tensor = self.downs[expert](self.activation.function(gate_up))
+        gate_up = outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs, -1)
+        if adapters is not None:
+            adapters.add_inputs(expert, tokens, count, rows, gate_up)
+        gated = self.activation.function(gate_up)
+        result: torch.Tensor = self.downs[expert](gated).contiguous()
+        if adapters is not None:
+            adapters.add_down(expert, tokens, count, gated, result)
         return result
 
 

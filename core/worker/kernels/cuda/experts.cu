@@ -10,6 +10,16 @@
 //
 // Programmatic launches: a kernel here lets the next one start after its own wait only. The router has ended by then,
 // so the next one may read `ids` and the segments, and load codes, before it waits.
+//
+// ADAPTERS: whether the products add what each pair's LoRA adapter adds (expert_low_rank.cuh). low_rank.cuh comes before.
+
+#if ADAPTERS
+#define ADAPTER_PARAMETER , const PairLowRank adapters
+#define ADAPTER_ARGUMENT , adapters
+#else
+#define ADAPTER_PARAMETER
+#define ADAPTER_ARGUMENT
+#endif
 
 // The first turn of a block.
 __device__ __forceinline__ int first_turn(int turns, int block) { return (int)((i64)turns * block / gridDim.x); }
@@ -219,7 +229,7 @@ __device__ __forceinline__ void keep_sums(const float (&total)[CT][NT][4], float
 template <int NT, int CT, int STAGES, bool SINGLE, int EACH>
 __device__ __forceinline__ void gate_up(const Stack stack, const u16* x, u16* out, const i64* ids, const int* segments,
                                         const int* num_segments, const int* tokens, const int* down_inverse, int x_row,
-                                        int chosen, int pairs) {
+                                        int chosen, int pairs ADAPTER_PARAMETER) {
     constexpr int WARPS = 8, ROWS = SINGLE ? 1 : NT * 8, COLUMNS = CT * 16, WIDE = COLUMNS / 2;
     constexpr int SHARES = GATE_UP_PARTS / EACH, ALL = EACH * WIDE;
     // Two sets of sums alternate, so that one barrier a turn is enough; of many rows shared memory holds one.
@@ -269,6 +279,11 @@ __device__ __forceinline__ void gate_up(const Stack stack, const u16* x, u16* ou
                     const float* from = all + ((of * GATE_UP_PARTS + one) * ROWS + row) * COLUMNS + column;
                     gate += from[0], up += from[WIDE];
                 }
+#if ADAPTERS
+                const int at = segment.first + row;
+                gate = adapters.add_to(round_half(gate), at, segment.expert, output, 0);
+                up = adapters.add_to(round_half(up), at, segment.expert, output, 1);
+#endif
                 const int to = down_inverse ? down_inverse[segment.expert * size + output] : output;
                 out[(i64)(segment.first + row) * size + to] = to_half(swiglu(round_half(gate), round_half(up)));
             }
@@ -287,7 +302,8 @@ __device__ __forceinline__ int down_parts(int chosen) {
 // `added`. For segments of one row, and at most 16 chosen experts.
 template <int CT, int STAGES>
 __device__ __forceinline__ void down_tokens(const Stack stack, const u16* gated, u16* out, const i64* ids,
-                                            const float* weights, const Added added, int chosen, int num_tokens) {
+                                            const float* weights, const Added added, int chosen,
+                                            int num_tokens ADAPTER_PARAMETER) {
     constexpr int WARPS = 16, COLUMNS = CT * 16;
     extern __shared__ uint4 shared[];
     float* sums = (float*)((char*)shared + WARPS * STAGES * UnitBytes<CT>::ALL);  // [2][WARPS][COLUMNS]
@@ -320,6 +336,10 @@ __device__ __forceinline__ void down_tokens(const Stack stack, const u16* gated,
             for (int one = 0; one < chosen; one++) {
                 float of_one = 0.0f;
                 for (int i = 0; i < parts; i++) of_one += all[(one * parts + i) * COLUMNS + threadIdx.x];
+#if ADAPTERS
+                const int pair = token * chosen + one;
+                of_one = adapters.add_to(of_one, pair, (int)ids[pair], output, 0);
+#endif
                 whole = __fmaf_rn(weights[token * chosen + one], of_one, whole);
             }
             const i64 to = (i64)token * size + output;
@@ -330,7 +350,7 @@ __device__ __forceinline__ void down_tokens(const Stack stack, const u16* gated,
 // gated [pairs][inputs] -> out [pairs][tiles * 16] in float32, both in the order of the segments.
 template <int NT, int CT, int STAGES>
 __device__ __forceinline__ void down_segments(const Stack stack, const u16* gated, float* out, const int* segments,
-                                              const int* num_segments, int chosen) {
+                                              const int* num_segments, int chosen ADAPTER_PARAMETER) {
     constexpr int WARPS = 16, ROWS = NT * 8, COLUMNS = CT * 16;
     extern __shared__ uint4 shared[];
     float* sums = (float*)((char*)shared + WARPS * STAGES * UnitBytes<CT>::ALL);  // [WARPS][ROWS][COLUMNS]
@@ -364,6 +384,9 @@ __device__ __forceinline__ void down_segments(const Stack stack, const u16* gate
                 float of_one = 0.0f;
                 for (int i = 0; i < parts; i++)
                     of_one += sums[((column / COLUMNS * parts + i) * ROWS + row) * COLUMNS + column % COLUMNS];
+#if ADAPTERS
+                of_one = adapters.add_to(of_one, segment.first + row, segment.expert, output, 0);
+#endif
                 out[(i64)(segment.first + row) * size + output] = of_one;
             }
             __syncthreads();
@@ -374,23 +397,25 @@ __device__ __forceinline__ void down_segments(const Stack stack, const u16* gate
     extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)                                                      \
         NAME(const char* codes, const char* scales, const char* zeros, const u16* x, u16* out, const i64* ids,         \
              const int* segments, const int* num_segments, const int* tokens, const int* down_inverse, int tiles,      \
-             int blocks, int groups, int x_row, int chosen, int pairs) {                                               \
+             int blocks, int groups, int x_row, int chosen, int pairs ADAPTER_PARAMETER) {                             \
         gate_up<NT, CT, STAGES, SINGLE, EACH>(Stack{codes, scales, zeros, tiles, blocks, groups}, x, out, ids,         \
-                                              segments, num_segments, tokens, down_inverse, x_row, chosen, pairs);     \
+                                              segments, num_segments, tokens, down_inverse, x_row, chosen,             \
+                                              pairs ADAPTER_ARGUMENT);                                                 \
     }
 #define DOWN_TOKENS(NAME, CT, STAGES, MIN_BLOCKS)                                                                      \
     extern "C" __global__ void __launch_bounds__(512, MIN_BLOCKS)                                                      \
         NAME(const char* codes, const char* scales, const char* zeros, const u16* gated, u16* out, const i64* ids,     \
              const float* weights, const u16* residual, const u16* shared_rows, const float* gates, int tiles,         \
-             int blocks, int groups, int chosen, int num_tokens) {                                                     \
+             int blocks, int groups, int chosen, int num_tokens ADAPTER_PARAMETER) {                                   \
         down_tokens<CT, STAGES>(Stack{codes, scales, zeros, tiles, blocks, groups}, gated, out, ids, weights,          \
-                                Added{residual, shared_rows, gates}, chosen, num_tokens);                              \
+                                Added{residual, shared_rows, gates}, chosen, num_tokens ADAPTER_ARGUMENT);             \
     }
 #define DOWN_SEGMENTS(NAME, NT, CT, STAGES)                                                                            \
     extern "C" __global__ void __launch_bounds__(512, 1)                                                               \
         NAME(const char* codes, const char* scales, const char* zeros, const u16* gated, float* out,                   \
-             const int* segments, const int* num_segments, int tiles, int blocks, int groups, int chosen) {            \
+             const int* segments, const int* num_segments, int tiles, int blocks, int groups,                          \
+             int chosen ADAPTER_PARAMETER) {                                                                           \
         down_segments<NT, CT, STAGES>(Stack{codes, scales, zeros, tiles, blocks, groups}, gated, out, segments,        \
-                                      num_segments, chosen);                                                           \
+                                      num_segments, chosen ADAPTER_ARGUMENT);                                          \
     }
 VARIANTS

@@ -17,6 +17,26 @@ __device__ __forceinline__ uint4 read_row_8(const u16* row, const int* places, i
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+// b · t, both [rank], summed in order.
+__device__ __forceinline__ float low_rank_product(const u16* b, const float* t, int rank) {
+    float sum = 0.0f;
+    if (rank % 8 == 0) {
+#pragma unroll 2
+        for (int at = 0; at < rank; at += 8) {
+            float of_b[8];
+            unpack8(*(const uint4*)(b + at), of_b);
+            const float4 first = *(const float4*)(t + at), then = *(const float4*)(t + at + 4);
+            sum = __fmaf_rn(of_b[0], first.x, sum), sum = __fmaf_rn(of_b[1], first.y, sum);
+            sum = __fmaf_rn(of_b[2], first.z, sum), sum = __fmaf_rn(of_b[3], first.w, sum);
+            sum = __fmaf_rn(of_b[4], then.x, sum), sum = __fmaf_rn(of_b[5], then.y, sum);
+            sum = __fmaf_rn(of_b[6], then.z, sum), sum = __fmaf_rn(of_b[7], then.w, sum);
+        }
+    } else {
+        for (int at = 0; at < rank; at++) sum = __fmaf_rn(to_float(b[at]), t[at], sum);
+    }
+    return sum;
+}
+
 struct LowRank {
     const u16 *b0, *b1, *b2;  // of each matrix: [outputs][columns], the adapters of all places side by side
     int second, third;        // where the outputs of the second and of the third matrix begin
@@ -42,21 +62,7 @@ struct LowRank {
         if (place < 0) return value;
         const u16* b = up_row(place, output);
         const float* low_row = t + (i64)(row * parts + part_of(output)) * rank;
-        float sum = 0.0f;
-        if (rank % 8 == 0) {
-#pragma unroll 2
-            for (int at = 0; at < rank; at += 8) {
-                float of_b[8];
-                unpack8(*(const uint4*)(b + at), of_b);
-                const float4 first = *(const float4*)(low_row + at), then = *(const float4*)(low_row + at + 4);
-                sum = __fmaf_rn(of_b[0], first.x, sum), sum = __fmaf_rn(of_b[1], first.y, sum);
-                sum = __fmaf_rn(of_b[2], first.z, sum), sum = __fmaf_rn(of_b[3], first.w, sum);
-                sum = __fmaf_rn(of_b[4], then.x, sum), sum = __fmaf_rn(of_b[5], then.y, sum);
-                sum = __fmaf_rn(of_b[6], then.z, sum), sum = __fmaf_rn(of_b[7], then.w, sum);
-            }
-        } else {
-            for (int at = 0; at < rank; at++) sum = __fmaf_rn(to_float(b[at]), low_row[at], sum);
-        }
+        const float sum = low_rank_product(b, low_row, rank);
         return round_half(value + sum);
     }
 };
