@@ -31,22 +31,24 @@ from core.quantize.options import BITS, GROUP_SIZES, QuantizeOptions
 from core.quantize.resuming import can_resume, is_linked
 from core.quantize.source import STACKED, PlainModel
 
-# Libraries of the process: torch, transformers and gptqmodel; and CUDA's context.
-PROCESS_BYTES, CONTEXT_BYTES = 900 * MIB, 600 * MIB
+# Libraries of the process: torch, transformers and gptqmodel, and of CUDA what lies in RAM; and its context on the GPU.
+PROCESS_BYTES, CONTEXT_BYTES = {"cpu": 900 * MIB, "cuda": 1060 * MIB}, 600 * MIB
 # A layer passes every row once for each group of its matrices, and once more to hand the results on.
 FORWARD_PASSES = 5
 # What an input of a matrix takes beside its arithmetic: on a GPU 128 of them are rounded by one kernel.
 COLUMN_S = {"cpu": 150e-6, "cuda": 15e-6}
 # What a middling GPU reaches in products of half precision and in those of float32; a CPU is measured.
 GPU_HALF_FLOPS, GPU_FLOAT_FLOPS = 60e12, 20e12
-START_S = 20.0
+# The libraries, and at the end the model's first answer.
+START_S = {"cpu": 20.0, "cuda": 60.0}
 # The source is read to be quantized and for its perplexity; the result is written twice and read.
 DISK_BYTES_S, SOURCE_READS, RESULT_COPIES = 1e9, 2, 3
 # Where a job can go on, the source is hashed once; what is kept after each layer is hashed twice and written.
 HASH_BYTES_S, KEPT_PASSES = 1e9, 3
 # How often the rows of all texts lie in memory: as they go into a layer and as they come out of it. Where a job can go
-# on, also as a copy and as the bytes that are written. The disk has up to four of them.
-ROW_SETS, KEPT_ROW_SETS, ROW_SETS_ON_DISK = 2, 2, 4
+# on, also as a copy and as the bytes that are written, and with a GPU once more: a 7B took 6997 MiB beside an H200
+# (2026-12-02, benchmarks/quantize_plan.py). The disk has up to four of them.
+ROW_SETS, KEPT_ROW_SETS, ROW_SETS_ON_DISK = 2, {"cpu": 2, "cuda": 3}, 4
 # What torch's allocator has of the GPU beside what is in use at once. A 7B took 4826 MiB on an H200 (2026-12-01,
 # benchmarks/quantize_plan.py).
 SPARE_VRAM = 0.3
@@ -89,8 +91,8 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: 
     kept = result_bytes + ROW_SETS_ON_DISK * rows if resumes else 0
     keeping = model.size_bytes + KEPT_PASSES * (model.num_layers * rows + result_bytes) if resumes else 0
     ram = (
-        PROCESS_BYTES
-        + (ROW_SETS + KEPT_ROW_SETS * resumes) * rows
+        PROCESS_BYTES[kind]
+        + (ROW_SETS + KEPT_ROW_SETS[kind] * resumes) * rows
         + ends
         + layer_bytes
         + (moment if kind == "cpu" else 0)
@@ -176,7 +178,7 @@ def _time_s(model: PlainModel, tokens: int, kind: str, share: float) -> float:
         columns += count * inputs
     half_flops, float_flops = (measured_flops(),) * 2 if kind == "cpu" else (GPU_HALF_FLOPS, GPU_FLOAT_FLOPS)
     # Attention, norms and copies are about a tenth beside the matrices.
-    return START_S + 1.1 * (passes / half_flops + (hessians + solving) / float_flops) + columns * COLUMN_S[kind]
+    return START_S[kind] + 1.1 * (passes / half_flops + (hessians + solving) / float_flops) + columns * COLUMN_S[kind]
 
 
 def _expert_share(model: PlainModel, sees_all: bool) -> float:

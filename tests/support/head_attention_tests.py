@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from core.worker.kernels.decode_attention import DecodeKernels
+from core.worker.kernels.decode_attention import MANY_ROWS, DecodeKernels
 from core.worker.kernels.packed_prefill import rows_of, tile_rows_of
 from core.worker.kernels.packing import invert_permutation
 from core.worker.kernels.row_layout import IN_ORDER, RowLayout
@@ -100,8 +100,10 @@ def test_what_attends_lies_as_the_next_product_wants_it() -> None:
         assert swizzled.shape[0] == tile_rows and torch.equal(rows_of(swizzled, rows), wanted)
 
 
-def test_a_step_of_many_chats_gives_each_what_it_has_alone() -> None:
-    case, rows, dtype = CASES["plain"], 70, torch.float16
+@pytest.mark.parametrize(("name", "rows"), [("plain", 70), ("Qwen3.5: a quarter turned, normed, gated", MANY_ROWS)])
+def test_a_step_of_many_chats_gives_each_what_it_has_alone(name: str, rows: int) -> None:
+    """Of large heads many rows go through another kernel."""
+    case, dtype = CASES[name], torch.float16
     columns = torch.arange(rows) % 3
     tokens = make_tokens(case, rows, dtype, columns.device)
     cache, slots = paged(*make_keys(case, rows, dtype)), torch.arange(rows).flip(0)
@@ -110,10 +112,11 @@ def test_a_step_of_many_chats_gives_each_what_it_has_alone() -> None:
     def attend(first: int, end: int) -> torch.Tensor:
         angles, some = (tokens.cos[first:end, None], tokens.sin[first:end, None]), slice(first, end)
         scale = case.kind.dim**-0.5
-        return kernels.attend(tokens.qkv[some], angles, cache, slots[some], columns[some, None], scale, case.window)
+        return kernels.attend(tokens.qkv[some], angles, cache, slots[some], columns[some, None], scale, case.window,
+                              IN_ORDER, tokens.norm)  # fmt: skip
 
     together = attend(0, rows)
-    for row in (0, 2, 66, rows - 1):
+    for row in (0, 2, rows - 4, rows - 1):
         assert torch.equal(attend(row, row + 1)[0], together[row])
 
 

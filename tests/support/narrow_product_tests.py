@@ -14,8 +14,8 @@ from core.worker.kernels.packed_prefill import rows_of, tile_rows_of
 # Of values around 1: half precision rounds the normed rows and the results.
 TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 EPS = 1e-5
-# Rows, inputs, the outputs of each matrix: whole tiles and not, K blocks for one block of a cluster and for two, one matrix
-# and two.
+# Rows, inputs, the outputs of each matrix: whole tiles and not, K blocks for one block of a cluster and for two, one
+# matrix and two.
 SHAPES = [(17, 320, (12, 12)), (32, 64, (16,)), (45, 1088, (48, 20)), (70, 192, (33, 1))]
 
 
