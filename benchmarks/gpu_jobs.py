@@ -30,7 +30,7 @@ MODEL_GIB = {
 # GPU tests, in parts that one call has time for.
 TESTS = {
     "tests: steps, states, adapters, attention": ("steps", "states", "adapters", "head_attention", "quantize"),
-    "tests: experts, kernels of steps, pool": ("moe", "expert_adapters", "step_kernels", "pool"),
+    "tests: experts, kernels of steps, pool": ("moe", "expert_adapters", "step_kernels", "narrow_products", "pool"),
 }
 # They fill the card.
 LOAD_TESTS = "tests: load"

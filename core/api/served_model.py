@@ -21,7 +21,7 @@ from core.common.values import printable
 from core.engine.interface import Engine
 from core.engine.protocol import Load
 from core.engine.request_options import AdapterUse
-from core.library.adapters import fitting_adapters, read_fitting
+from core.library.adapters import fitting_adapters, read_fitting, room_for_adapter
 from core.library.scan import LibraryEntry, find
 from core.personas.listing import Entry, Listing
 from core.standby.settings import other_names
@@ -79,14 +79,19 @@ def adapter_in(name: str | None, model: str) -> str | None:
 def require_adapter(wanted: str, model: str) -> None:
     """Read whether the model of the library can have the adapter called `wanted`, before it takes another one's place.
 
-    Raises ApiError where there is none of that name, CheckpointError for one that it cannot have.
+    Raises ApiError where there is none of that name, CheckpointError for one that it cannot have, EngineError for one
+    that the load would have no room for.
     """
     checkpoint = find(model)
     folder = _adapter_folder(wanted, checkpoint.path)
     if folder is None:
         known = [] if checkpoint.path is None else fitting_adapters(checkpoint.path)
         raise _no_adapter(wanted, model, known)
-    read_fitting(folder, checkpoint)
+    adapter, room = read_fitting(folder, checkpoint), room_for_adapter(checkpoint)
+    if adapter.changes_experts and not room.has_experts:
+        raise EngineError("adapter_room_experts", adapter=adapter.name, base=model)
+    if adapter.rank > room.rank:
+        raise EngineError("adapter_room_rank", adapter=adapter.name, base=model, rank=adapter.rank, limit=room.rank)
 
 
 def _adapter_folder(name: str, model: Path | None) -> Path | None:

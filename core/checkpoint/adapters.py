@@ -33,6 +33,8 @@ MAX_BASE_CHARS = 300
 TENSOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[\w-]+)?\.weight$")
 # A matrix of one expert, whatever a release calls it.
 SINGLE_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
+# PEFT's version, and the one since which A and B of all experts of a layer have their own places.
+VERSION, UNSWAPPED_SINCE = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})"), (0, 19, 1)
 # What is added to a model's name without making another model of it: its form, and how it was quantized.
 SAME_MODEL = re.compile(
     r"(?:[-_.](?:hf|unsloth|bnb|nf4|gptq|awq|gguf|fp8|fp16|bf16|int[48]|[2348]-?bit|[0-9]+g))+$", re.IGNORECASE
@@ -202,7 +204,16 @@ def _matrix(
     # PEFT: alpha / r; rsLoRA (arXiv 2312.03732): alpha / sqrt(r).
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
     sizes = rank, scale, a.shape[1], b.shape[0], found["A"], found["B"]
-    return StackedLowRank(module, *sizes, num_experts) if is_stacked else LowRank(module, *sizes)
+    if is_stacked:
+        return StackedLowRank(module, *sizes, num_experts, may_be_swapped=_version(config) < UNSWAPPED_SINCE)
+    return LowRank(module, *sizes)
+
+
+def _version(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of the PEFT that wrote the adapter; (0,) where it does not say: those before 0.18 did not."""
+    said = config.get("peft_version")
+    match = VERSION.match(said) if isinstance(said, str) else None
+    return tuple(map(int, match.groups())) if match else (0,)
 
 
 def _num_experts(rows: int, rank: Any) -> int:
@@ -264,13 +275,16 @@ def _match_stacks(
         name = stacked.stack if stacked.stack in stacks else by_tail.get(_tail(stacked.stack)) or ""
         if not name or not is_own:
             raise CheckpointError("adapter_base_matrix", adapter=adapter.name, base=base, module=printable(parameter))
-        expanded = expand_stack(stacked, stacks[name], sizes, takes_turns)
-        if not expanded:
+        ways = expand_stack(stacked, stacks[name], sizes, takes_turns)
+        if len(ways) > 1:
+            raise CheckpointError("adapter_experts_layout", adapter=adapter.name, module=printable(parameter))
+        if not ways:
             raise CheckpointError(
                 "adapter_base_experts", adapter=adapter.name, base=base, module=printable(parameter),
                 count=stacked.num_experts, wanted=f"{stacked.in_features} x {stacked.out_features}",
                 found=len(stacks[name]),
             )  # fmt: skip
+        (expanded,) = ways
         if not expanded.keys().isdisjoint(others) or not expanded.keys().isdisjoint(found):
             raise CheckpointError("adapter_base_matrix", adapter=adapter.name, base=base, module=printable(parameter))
         found |= expanded

@@ -22,14 +22,26 @@ def experts_by_stack(names: Mapping[str, tuple[int, int]]) -> dict[str, ExpertNa
 
 def expand_stack(
     stacked: StackedLowRank, experts: ExpertNames, sizes: Mapping[str, tuple[int, int]], takes_turns: bool
-) -> dict[str, LowRank]:
-    """What `stacked` adds to each matrix of `experts`, by its name; none where their number or `sizes` are others.
-    takes_turns: outputs of gate and up take turns."""
+) -> list[dict[str, LowRank]]:
+    """What `stacked` adds to each matrix of `experts`, by its name: in each way in which it can be read, none where
+    their number or `sizes` are others. takes_turns: outputs of gate and up take turns."""
     if sorted(experts) != list(range(stacked.num_experts)):
-        return {}
+        return []
+    ways = (False, True) if stacked.may_be_swapped else (False,)
+    return [found for way in ways if (found := _expanded(stacked, experts, sizes, takes_turns, way))]
+
+
+def _expanded(
+    stacked: StackedLowRank,
+    experts: ExpertNames,
+    sizes: Mapping[str, tuple[int, int]],
+    takes_turns: bool,
+    is_swapped: bool,
+) -> dict[str, LowRank]:
     found: dict[str, LowRank] = {}
+    inputs, total = (stacked.in_features, stacked.out_features)[:: -1 if is_swapped else 1]
     for number in range(stacked.num_experts):
-        own, inputs, total = experts[number], stacked.in_features, stacked.out_features
+        own = experts[number]
         if stacked.projection in own:
             cuts = {stacked.projection: (0, total, 1)}
         elif takes_turns:
@@ -40,5 +52,5 @@ def expand_stack(
             name = own.get(projection, "")
             if sizes.get(name) != (inputs, len(range(*outputs))):
                 return {}
-            found[name] = stacked.of_expert(name, number, outputs)
+            found[name] = stacked.of_expert(name, number, outputs, is_swapped)
     return found

@@ -14,11 +14,13 @@ STACK, WRAPPED = "experts", ".base_layer"
 @dataclass(frozen=True, slots=True)
 class ExpertCut:
     """Where an expert's matrices lie in those of `num_experts`: A's rows from `expert` * rank on; B's columns `expert`,
-    `expert` + `num_experts`, ..., and of its rows the `outputs` (begin, end, step)."""
+    `expert` + `num_experts`, ..., and of its rows the `outputs` (begin, end, step). is_swapped: what is called A is B,
+    transposed, and what is called B is A."""
 
     expert: int
     num_experts: int
     outputs: tuple[int, int, int]
+    is_swapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class LowRank:
         if self.cut is None:
             return a, b
         first, (begin, end, step) = self.cut.expert * self.rank, self.cut.outputs
-        return a[first : first + self.rank], b[begin:end:step, self.cut.expert :: self.cut.num_experts]
+        of_a, of_b = a[first : first + self.rank], b[:, self.cut.expert :: self.cut.num_experts]
+        return (of_b.T, of_a.T[begin:end:step]) if self.cut.is_swapped else (of_a, of_b[begin:end:step])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class StackedLowRank:
     """What an adapter adds to the parameter `name` of all experts of a layer, such as "….experts.down_proj".
 
     A is [num_experts * rank, in_features], an expert's rows side by side; B is [out_features, rank * num_experts], the
-    columns of all experts side by side for each rank (ParamWrapper in PEFT).
+    columns of all experts side by side for each rank (ParamWrapper in PEFT). may_be_swapped: A and B may have each
+    other's place, as PEFT before 0.19.1 wrote those of classes whose parameters are [experts, out, in].
     """
 
     name: str
@@ -61,6 +65,7 @@ class StackedLowRank:
     a_name: str
     b_name: str
     num_experts: int
+    may_be_swapped: bool = False
 
     @property
     def stack(self) -> str:
@@ -71,11 +76,11 @@ class StackedLowRank:
     def projection(self) -> str:
         return self.name.rpartition(".")[2]
 
-    def of_expert(self, name: str, expert: int, outputs: tuple[int, int, int]) -> LowRank:
+    def of_expert(self, name: str, expert: int, outputs: tuple[int, int, int], is_swapped: bool) -> LowRank:
         """What is added to the matrix `name` of one expert, which has these outputs of the parameter's."""
-        cut = ExpertCut(expert, self.num_experts, outputs)
-        num_outputs = len(range(*outputs))
-        return LowRank(name, self.rank, self.scale, self.in_features, num_outputs, self.a_name, self.b_name, cut)
+        cut = ExpertCut(expert, self.num_experts, outputs, is_swapped)
+        inputs = self.out_features if is_swapped else self.in_features
+        return LowRank(name, self.rank, self.scale, inputs, len(range(*outputs)), self.a_name, self.b_name, cut)
 
 
 def stacked_parameters(targets: Iterable[str], modules: Iterable[str]) -> dict[str, str | None]:

@@ -121,6 +121,12 @@ def room_to_load(
     return last.adapters if last is not None and last.adapters.is_chosen else usual_room(find(checkpoint))
 
 
+def room_for_adapter(checkpoint: Checkpoint) -> AdapterRoom:
+    """The same where an adapter is asked for, which may have come after the last load."""
+    room = room_to_load(checkpoint)
+    return room if room.count else usual_room(find_adapters(checkpoint))
+
+
 def usual_room(found: list[FoundAdapter]) -> AdapterRoom:
     """Room for the adapters that the model can have, up to USUAL_ADAPTERS at once."""
     ranks = [one.shape.rank for one in found if one.shape is not None]

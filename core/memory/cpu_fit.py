@@ -28,6 +28,8 @@ from core.memory.step_sizes import StepSizes
 # The libraries of a worker (370 MiB) and what its allocator leaves unused while it loads: seen with 0.5 GB of weights.
 PROCESS_BYTES = 800 * MIB
 SIZES = StepSizes(256, 0)
+# Adapters stay as they were read, beside their places.
+ADAPTER_COPIES = 2
 # How much of a copy's speed the products of one token reach: 8.6 GB/s on 2 cores that copy about 20.
 SHARE_OF_COPY = 0.4
 # What somebody reads along with.
@@ -122,7 +124,7 @@ def token_bytes(shape: ModelShape, kernel: KernelSpec) -> int:
     table = round_to_block(shape.vocabulary * shape.hidden * HALF_BYTES)
     tables = sum(count == shape.vocabulary * shape.hidden for count in shape.plain_elements)
     experts = sum(count * kernel.matrix_bytes(matrix) for matrix, count in shape.expert_matrices)
-    unread = round(experts * (1 - token_share(shape.layers)))
+    unread = round((experts + shape.expert_adapter_bytes) * (1 - token_share(shape.layers)))
     return weight_bytes(shape, kernel) - table * (tables > 1) - unread
 
 
@@ -137,8 +139,7 @@ def speed_text(tokens_per_s: float) -> str:
 def _needed_bytes(shape: ModelShape, kernel: KernelSpec, context_tokens: int, num_chats: int) -> int:
     state = state_bytes(shape, context_tokens, num_chats)
     moment = activation_bytes(shape, kernel, SIZES, context_tokens, num_chats, own_attention=False)
-    # Adapters stay as they were read, beside their places.
-    held = weight_bytes(shape, kernel) + shape.adapter_bytes
+    held = weight_bytes(shape, kernel) + (ADAPTER_COPIES - 1) * shape.adapter_bytes
     return held + max(state + moment, _loading_bytes(shape)) + PROCESS_BYTES
 
 

@@ -81,6 +81,8 @@ class ModelShape:
     # The room for adapters, and what it takes beside the weights.
     adapters: AdapterRoom = NO_ROOM
     adapter_bytes: int = 0
+    # Of that what lies beside single experts.
+    expert_adapter_bytes: int = 0
     # Of an element of a key or value in the cache: 16, or 8 with a scale of each head and token.
     cache_bits: int = 16
 
@@ -135,7 +137,14 @@ def read_shape(
             checkpoint.derived[key] = _read_shape(checkpoint, merged)
     shape: ModelShape = checkpoint.derived[key]
     adapter_bytes = room_bytes(checkpoint, adapters)
-    return replace(shape, adapters=adapters, adapter_bytes=adapter_bytes, cache_bits=cache_bits)
+    of_experts = adapter_bytes - room_bytes(checkpoint, replace(adapters, has_experts=False))
+    return replace(
+        shape,
+        adapters=adapters,
+        adapter_bytes=adapter_bytes,
+        expert_adapter_bytes=of_experts,
+        cache_bits=cache_bits,
+    )
 
 
 def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:

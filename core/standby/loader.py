@@ -12,7 +12,7 @@ from core.common.errors import DeckError, EngineError
 from core.common.paths import model_name
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
-from core.library.adapters import find_adapters, room_to_load, usual_room
+from core.library.adapters import room_for_adapter, room_to_load
 from core.library.last_model import LastModel, last_load, note_last_model
 from core.library.scan import LibraryEntry, find, list_names, locate, scan
 from core.memory.adapter_room import NO_ROOM, AdapterRoom
@@ -126,10 +126,8 @@ class ModelLoader:
 
     def _load(self, wanted: WantedModel) -> None:
         name, checkpoint = wanted.name, find(wanted.name)
-        room, last = room_to_load(checkpoint), last_load(name) or LastModel(name, 0, 1)
-        if wanted.adapter is not None and not room.count:
-            # The adapter may have come after the last load.
-            room = usual_room(find_adapters(checkpoint))
+        room = room_to_load(checkpoint) if wanted.adapter is None else room_for_adapter(checkpoint)
+        last = last_load(name) or LastModel(name, 0, 1)
         self._engine.load(locate(name), last.context_tokens, last.num_chats, adapters=room, cache=last.cache)
 
     def _may_load(self) -> bool:

@@ -252,6 +252,11 @@ def test_an_adapter_that_cannot_answer_takes_no_models_place(url: str, runner: R
     )
     assert wrong.status_code == 400 and "128 x 128" in error(wrong)["message"]
     assert runner.state.phase == "ready" and runner.state.model == MODEL
+    # Chosen for the last load, and less than it needs.
+    note_last_model(LastModel(OTHER, 512, 1, AdapterRoom(1, 2)))
+    over = ask(url, f"{OTHER}:fits")
+    assert over.status_code == 400 and f"{OTHER} is loaded here with room up to 2" in error(over)["message"]
+    assert runner.state.phase == "ready" and runner.state.model == MODEL
     # Loaded last when there was no adapter yet: the one that is named gets room.
     note_last_model(LastModel(OTHER, 512, 1))
     assert ask(url, f"{OTHER}:fits", "settings").status_code == 200

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from core.checkpoint.adapters import WEIGHTS, match_base, read_adapter, with_class_names
-from core.checkpoint.low_rank import stacked_parameters
+from core.checkpoint.low_rank import StackedLowRank, stacked_parameters
 from core.checkpoint.weight_files import ADAPTER_CONFIG
 from core.common.errors import CheckpointError
 from core.quantize.child.merge import merge
 from core.quantize.options import QuantizeOptions, merge_steps
 from core.quantize.source import read_plain
-from tests.support.adapters import write_one_by_one
+from tests.support.adapters import write_one_by_one, write_swapped
 from tests.support.plain_models import EXPERTS, change_json, make_adapter, make_plain
 
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -75,6 +75,44 @@ def test_what_is_added_to_all_experts_is_found_for_each(plain: Path, tmp_path: P
     # Nothing but what was found is changed.
     numbers = {name.partition(".experts.")[0] for name in found if ".experts." in name}
     assert {name.partition(".experts.")[0] for name in wanted} == numbers
+
+
+@pytest.mark.parametrize("version", ["0.18.1", "0.19.0", None])
+def test_an_adapter_of_an_older_peft_adds_the_same(plain: Path, tmp_path: Path, version: str | None) -> None:
+    """It was said to be of another model."""
+    new = make_adapter(plain, tmp_path / "new", r=4, **PARAMETERS["gate and up alone"])
+    old, model = write_swapped(new, tmp_path / "old", version), read_plain(plain)
+    found = [match_base(read_adapter(folder), "base", model.linears) for folder in (new, old)]
+    files = [load_file(folder / WEIGHTS) for folder in (new, old)]
+    assert found[0].keys() == found[1].keys()
+    for name in found[0]:
+        parts = [
+            one[name].own_parts(tensors[one[name].a_name], tensors[one[name].b_name])
+            for one, tensors in zip(found, files, strict=True)
+        ]
+        assert torch.equal(parts[0][0], parts[1][0]) and torch.equal(parts[0][1], parts[1][1])
+
+
+def test_a_newer_peft_is_taken_at_its_word(plain: Path, tmp_path: Path) -> None:
+    new = make_adapter(plain, tmp_path / "new", r=4, **PARAMETERS["gate and up alone"])
+    adapter = read_adapter(write_swapped(new, tmp_path / "odd", "0.19.1"))
+    with pytest.raises(CheckpointError) as raised:
+        match_base(adapter, "base", read_plain(plain).linears)
+    assert raised.value.key == "adapter_base_experts"
+
+
+def test_square_matrices_of_an_older_peft_are_refused(plain: Path, tmp_path: Path) -> None:
+    """They were read one way, and an OLMoE with such an adapter computed something else than it was trained for."""
+    stack = StackedLowRank("model.layers.0.mlp.experts.gate_up_proj", 2, 1.0, 8, 8, "a", "b", 3, may_be_swapped=True)
+    adapter = read_adapter(make_adapter(plain, tmp_path / "a", r=4, **PARAMETERS["all"]))
+    adapter = dataclasses.replace(adapter, matrices={}, stacks={stack.name: stack})
+    names = [f"{stack.stack}.{number}.{part}_proj" for number in range(3) for part in ("gate", "up")]
+    sizes = dict.fromkeys(names, (8, 4))
+    with pytest.raises(CheckpointError) as raised:
+        match_base(adapter, "base", sizes)
+    assert raised.value.key == "adapter_experts_layout"
+    told = dataclasses.replace(adapter, stacks={stack.name: dataclasses.replace(stack, may_be_swapped=False)})
+    assert match_base(told, "base", sizes).keys() == set(names)
 
 
 def test_experts_of_an_adapter_are_merged(plain: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from core.checkpoint.layers import DenseMlp, Experts
 from core.checkpoint.recurrent import ShortConv
 from core.memory import load_ways
 from core.memory.adapter_room import AdapterRoom
-from core.memory.cpu_fit import check_cpu_fit
+from core.memory.cpu_fit import check_cpu_fit, token_bytes
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
 from core.memory.kernels.cpu import ATEN_INT4
@@ -63,6 +63,15 @@ def test_room_for_adapters_of_experts_is_counted_where_somebody_wants_it(qwen: C
     assert check_fit(qwen, [RTX_4090], adapters=AdapterRoom(2, 16, True)).fits
     assert not check_fit(qwen, [RTX_4090], adapters=AdapterRoom(8, 16, True)).fits
     assert check_fit(qwen, [RTX_4090], adapters=AdapterRoom(8, 16)).fits
+
+
+def test_a_token_on_a_cpu_reads_the_adapters_of_its_own_experts_alone(qwen: Checkpoint) -> None:
+    """Those of all experts were counted, so that a mixture was said to write 40 times more slowly than it did."""
+    dense, of_experts = (
+        token_bytes(read_shape(qwen, True, AdapterRoom(4, 64, has_experts)), ATEN_INT4) for has_experts in (False, True)
+    )
+    # 8 of 128 experts.
+    assert of_experts - dense == pytest.approx(48 * 8 * 3 * (2048 + 768) * 2 * 4 * 64, rel=0.01)
 
 
 def test_long_prompts_are_read_in_larger_passes_where_there_is_room(qwen: Checkpoint) -> None:

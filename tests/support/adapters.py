@@ -48,6 +48,26 @@ def write_expert_adapter(folder: Path, model: Path, rank: int = 4) -> Path:
     return folder
 
 
+def write_swapped(stacked: Path, folder: Path, version: str | None) -> Path:
+    """The adapter in `stacked` as PEFT before 0.19.1 wrote it of classes whose parameters are [experts, out, in]: A
+    and B of each expert, transposed, have each other's place. version: the one that it says."""
+    folder.mkdir(parents=True)
+    tensors, adapter = load_file(stacked / WEIGHTS), read_adapter(stacked)
+    for stack in adapter.stacks.values():
+        a, b = tensors[stack.a_name], tensors[stack.b_name]
+        count, rank = stack.num_experts, stack.rank
+        tensors[stack.a_name] = np.ascontiguousarray(np.concatenate([b[:, number::count].T for number in range(count)]))
+        swapped = np.empty((a.shape[1], rank * count), a.dtype)
+        for number in range(count):
+            swapped[:, number::count] = a[number * rank : (number + 1) * rank].T
+        tensors[stack.b_name] = swapped
+    save_file(tensors, folder / WEIGHTS)
+    config = json.loads((stacked / ADAPTER_CONFIG).read_text("utf-8"))
+    config.pop("peft_version", None)
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config | ({"peft_version": version} if version else {})), "utf-8")
+    return folder
+
+
 def write_one_by_one(stacked: Path, folder: Path) -> Path:
     """The adapter in `stacked`, which has all experts of a layer in one, as PEFT wrote it while classes had modules for
     the matrices of each."""
@@ -61,7 +81,7 @@ def write_one_by_one(stacked: Path, folder: Path) -> Path:
         for number in range(stack.num_experts):
             for projection, outputs in cuts.items():
                 name = f"{stack.stack}.{number}.{projection}"
-                own = stack.of_expert(name, number, outputs).own_parts(a, b)
+                own = stack.of_expert(name, number, outputs, is_swapped=False).own_parts(a, b)
                 for part, value in zip("AB", own, strict=True):
                     tensors[f"base_model.model.{name}.lora_{part}.weight"] = np.ascontiguousarray(value)
     save_file(tensors, folder / WEIGHTS)

@@ -73,6 +73,7 @@ def test_room_for_experts_is_off_until_somebody_wants_it_and_is_remembered(home:
     resources.engine().unload()
     load(switch_on(run(tab)), "moe")
     assert loaded_room() == last_load("moe").adapters == AdapterRoom(1, 8, True)
+    assert "It changes single experts" not in words(open_tab("2_Load_Model"))
     assert room_to_load(read_checkpoint(moe)) == AdapterRoom(1, 8, True)
     resources.engine().unload()
     assert named(open_tab("2_Load_Model").toggle, TOGGLE).value is True
@@ -84,7 +85,7 @@ def test_what_room_for_experts_takes_is_told_before_the_load(home: Path, moe: Pa
         write_expert_adapter(home / "adapters" / f"poet-{number}", moe, rank=256)
     tab = open_tab("2_Load_Model")
     named(tab.select_slider, SLIDER).set_value(16)
-    assert "Room for experts in all of these adapters: 0.6 GiB" in words(run(tab))
+    assert "Room for experts in all of these adapters takes 1.1 GiB" in words(run(tab))
     before = words(tab)
     assert words(switch_on(tab)) != before
     checkpoint = read_checkpoint(moe)

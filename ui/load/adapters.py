@@ -17,6 +17,7 @@ from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.last_model import last_load
 from core.library.scan import LibraryEntry
 from core.memory.adapter_room import MAX_ADAPTERS, NO_ROOM, AdapterRoom, adaptable_stacks, room_bytes
+from core.memory.cpu_fit import ADAPTER_COPIES
 from core.memory.sizes import MIB
 from ui.load.bar import memory_size
 from ui.load.disk import size_words
@@ -31,7 +32,7 @@ from ui.shared.resources import engine
 OF_THIS_MODEL = "adapter_plain_matrix"
 
 
-def draw_room(name: str, checkpoint: Checkpoint, found: list[FoundAdapter]) -> AdapterRoom:
+def draw_room(name: str, checkpoint: Checkpoint, found: list[FoundAdapter], is_on_cpu: bool) -> AdapterRoom:
     """How many adapters at once, and of a mixture whether they may change experts; nothing is asked where the model can
     have none."""
     usual = usual_room(found)
@@ -46,7 +47,8 @@ def draw_room(name: str, checkpoint: Checkpoint, found: list[FoundAdapter]) -> A
         has_experts = st.toggle(tr("load.adapters_experts"), has_experts, key=_experts_key(name),
                                 help=tr("load.adapters_experts_help"), persist_state="session")  # fmt: skip
         with_experts, without = (room_bytes(checkpoint, AdapterRoom(count, usual.rank, one)) for one in (True, False))
-        st.caption(tr("load.adapters_experts_take", size=memory_size((with_experts - without) / MIB)))
+        taken_mib = (with_experts - without) * (ADAPTER_COPIES if is_on_cpu else 1) / MIB
+        st.caption(tr("load.adapters_experts_take", size=memory_size(taken_mib)))
     return AdapterRoom(count, usual.rank, has_experts)
 
 
@@ -92,7 +94,7 @@ def _draw_one(one: FoundAdapter, model: str) -> None:
     else:
         icon, about = ":material/tune:", about_words(one.shape)
     hint = f"  \n:small[:orange[{tr('load.adapter_other_base')}]]" if one.is_of_other_base else ""
-    if model and one.shape is not None and one.shape.changes_experts:
+    if model and one.shape is not None and one.shape.changes_experts and not _has_expert_room(model):
         hint += f"  \n:small[:gray[{tr('load.adapter_experts')}]]"
     thing = _thing(model, one.folder)
     with st.container(horizontal=True, vertical_alignment="center", wrap=False):
@@ -103,6 +105,12 @@ def _draw_one(one: FoundAdapter, model: str) -> None:
                 _draw_question(one, thing, model)
     if refused := st.session_state.pop(_error_key(model, one.folder), None):
         show_error(refused)
+
+
+def _has_expert_room(model: str) -> bool:
+    """Whether the model is loaded with room for adapters of experts."""
+    state = engine().state
+    return state.model == model and state.facts is not None and state.facts.adapters.reaches_experts
 
 
 def _draw_question(one: FoundAdapter, thing: str, model: str) -> None:

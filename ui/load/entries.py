@@ -86,7 +86,7 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
     room, cache, report = NO_ROOM, EVERY_CHAT_FULL, verdict(checkpoint, here, context_tokens, num_chats)
     if not cannot_run(report) or (is_planned and not isinstance(report, CheckpointError)):
         context_tokens, num_chats = chosen = sliders(checkpoint, entry.name, before)
-        room = draw_room(entry.name, checkpoint, adapters_of(checkpoint))
+        room = draw_room(entry.name, checkpoint, adapters_of(checkpoint), is_on_cpu=not here)
         if chosen != before or room.count:
             report = verdict(checkpoint, here, context_tokens, num_chats, room)
         planned = verdict(checkpoint, devices, context_tokens, num_chats, room) if is_planned else report
