@@ -21,8 +21,9 @@ from core.common.values import printable
 from core.engine.interface import Engine
 from core.engine.protocol import Load
 from core.engine.request_options import AdapterUse
-from core.library.adapters import fitting_adapters, read_fitting, room_for_adapter
+from core.library.adapters import answering_adapters, fitting_adapters, read_fitting, room_for_adapter
 from core.library.scan import LibraryEntry, find
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.personas.listing import Entry, Listing
 from core.standby.settings import other_names
 
@@ -41,7 +42,7 @@ class ServedModel:
     num_slots: int
     recommended: dict[str, Any]
     made_s: int
-    has_room: bool = False
+    room: AdapterRoom = NO_ROOM
     adapter: AdapterUse | None = None
     pool_tokens: int | None = None
 
@@ -51,9 +52,8 @@ class ServedModel:
 
     @property
     def adapters(self) -> list[Path]:
-        """The LoRA adapters that answer when a request names them; none where the model was loaded without room for
-        any."""
-        return fitting_adapters(self.model.folder) if self.has_room and self.model.folder is not None else []
+        """The LoRA adapters that answer when a request names them: those that the model was loaded with room for."""
+        return [] if self.model.folder is None else answering_adapters(self.model.folder, self.room)
 
     def named(self, name: str | None) -> tuple[ServedModel, str | None]:
         """With the adapter of a name like "MODEL:ADAPTER", and the model's name without it. Raises ApiError."""
@@ -61,10 +61,10 @@ class ServedModel:
         wanted = adapter_in(name, self.name)
         if wanted is None:
             return self, name
-        folder = _adapter_folder(wanted, self.model.folder) if self.has_room else None
+        folder = _adapter_folder(wanted, self.model.folder) if self.room.count else None
         if folder is None and other_names() == "any":
             return self, name
-        if folder is None and not self.has_room:
+        if folder is None and not self.room.count:
             raise ApiError("adapters_no_room", adapter=printable(wanted[:MAX_SHOWN_CHARS]))
         if folder is None:
             raise _no_adapter(wanted, self.name, self.adapters)
@@ -88,10 +88,10 @@ def require_adapter(wanted: str, model: str) -> None:
         known = [] if checkpoint.path is None else fitting_adapters(checkpoint.path)
         raise _no_adapter(wanted, model, known)
     adapter, room = read_fitting(folder, checkpoint), room_for_adapter(checkpoint)
-    if adapter.changes_experts and not room.has_experts:
-        raise EngineError("adapter_room_experts", adapter=adapter.name, base=model)
     if adapter.rank > room.rank:
         raise EngineError("adapter_room_rank", adapter=adapter.name, base=model, rank=adapter.rank, limit=room.rank)
+    if not room.holds(adapter.rank, adapter.changes_experts):
+        raise EngineError("adapter_room_experts", adapter=adapter.name, base=model)
 
 
 def _adapter_folder(name: str, model: Path | None) -> Path | None:
@@ -133,7 +133,7 @@ def read_served_model(engine: Engine) -> ServedModel:
         facts.num_slots,
         recommended,
         changed_ns // 10**9,
-        facts.adapters.count > 0,
+        facts.adapters,
         pool_tokens=facts.pool_tokens,
     )
 
@@ -176,7 +176,7 @@ def list_models(served: ServedModel, characters: Listing) -> list[dict[str, Any]
 
 def list_asleep(load: Load, characters: Listing) -> list[dict[str, Any]]:
     """The same of a model that comes back with a request."""
-    adapters = fitting_adapters(load.folder) if load.adapters.count else []
+    adapters = answering_adapters(load.folder, load.adapters)
     return _listed(_described(model_name(load.folder), _made_s(load.folder), None), adapters, characters, None)
 
 

@@ -85,22 +85,28 @@ def read_fitting(folder: Path, checkpoint: Checkpoint) -> AdapterShape:
 def fitting_adapters(model: Path) -> list[Path]:
     """The folders of those that are sound and made for the shapes of the model in `model`. Files that did not change
     are read once."""
+    return [folder for folder, _ in _fitting(model)]
+
+
+def answering_adapters(model: Path, room: AdapterRoom) -> list[Path]:
+    """Of `fitting_adapters` those that a load with `room` can have."""
+    return [folder for folder, shape in _fitting(model) if room.holds(shape.rank, shape.changes_experts)]
+
+
+def _fitting(model: Path) -> list[tuple[Path, AdapterShape]]:
     mark = fingerprint(model)
-    return [one for one in list_adapters(model) if _fits(one, fingerprint(one), model, mark)]
+    shapes = ((one, _shape_for(one, fingerprint(one), model, mark)) for one in list_adapters(model))
+    return [(folder, shape) for folder, shape in shapes if shape is not None]
 
 
 @lru_cache(1024)
-def _fits(adapter: Path, mark: Fingerprint, model: Path, model_mark: Fingerprint) -> bool:
-    """The marks only say that nothing has changed since."""
+def _shape_for(adapter: Path, mark: Fingerprint, model: Path, model_mark: Fingerprint) -> AdapterShape | None:
+    """None for one that the model cannot have. The marks only say that nothing has changed since."""
     checkpoint = _read(model, model_mark)
     try:
-        if checkpoint is None:
-            read_adapter(adapter)
-        else:
-            read_fitting(adapter, checkpoint)
+        return read_adapter(adapter) if checkpoint is None else read_fitting(adapter, checkpoint)
     except DeckError:
-        return False
-    return True
+        return None
 
 
 @lru_cache(2)

@@ -52,6 +52,10 @@ class AdapterRoom:
         """Whether there is room for what adapters change in single experts."""
         return self.count > 0 and self.has_experts
 
+    def holds(self, rank: int, changes_experts: bool) -> bool:
+        """Whether an adapter of `rank` has room."""
+        return 0 < rank <= self.rank and self.count > 0 and (self.has_experts or not changes_experts)
+
     @property
     def columns(self) -> int:
         """The ranks of all adapters together: their matrices lie side by side."""

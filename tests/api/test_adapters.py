@@ -61,6 +61,14 @@ def test_an_adapter_that_is_not_there_is_named_with_those_that_are(url: str) -> 
     assert refused.status_code == 404 and "poet" in error(refused)["message"] and "pirate" in error(refused)["message"]
 
 
+def test_an_adapter_without_room_is_not_listed(url: str, api_home: Path) -> None:
+    """Each request for it got an error."""
+    folder = write_adapter(api_home / "adapters" / "large", api_home / "models" / MODEL, rank=16)
+    listed = [one["id"] for one in httpx2.get(f"{url}/v1/models", timeout=WAIT_S).json()["data"]]
+    shutil.rmtree(folder)
+    assert f"{MODEL}:pirate" in listed and f"{MODEL}:large" not in listed
+
+
 def test_a_model_without_room_says_how_to_make_some(api_home: Path, runner: Runner) -> None:
     runner.load(api_home / "models" / MODEL)
     assert runner.wait_while_loading(WAIT_S).phase == "ready"

@@ -65,6 +65,21 @@ def test_room_for_adapters_of_experts_is_counted_where_somebody_wants_it(qwen: C
     assert check_fit(qwen, [RTX_4090], adapters=AdapterRoom(8, 16)).fits
 
 
+@pytest.mark.parametrize(
+    ("room", "rank", "changes_experts", "wanted"),
+    [
+        (AdapterRoom(), 8, False, False),
+        (AdapterRoom(0, 8, True), 8, False, False),
+        (AdapterRoom(1, 8), 8, False, True),
+        (AdapterRoom(1, 8), 9, False, False),
+        (AdapterRoom(1, 8), 8, True, False),
+        (AdapterRoom(1, 8, True), 8, True, True),
+    ],
+)
+def test_a_room_holds_what_it_was_made_for(room: AdapterRoom, rank: int, changes_experts: bool, wanted: bool) -> None:
+    assert room.holds(rank, changes_experts) is wanted
+
+
 def test_a_token_on_a_cpu_reads_the_adapters_of_its_own_experts_alone(qwen: Checkpoint) -> None:
     """Those of all experts were counted, so that a mixture was said to write 40 times more slowly than it did."""
     dense, of_experts = (
