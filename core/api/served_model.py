@@ -19,11 +19,10 @@ from core.common.errors import DeckError, EngineError
 from core.common.paths import model_name
 from core.common.values import printable
 from core.engine.interface import Engine
-from core.engine.protocol import Load
+from core.engine.protocol import Load, ModelFacts
 from core.engine.request_options import AdapterUse
 from core.library.adapters import answering_adapters, fitting_adapters, read_fitting, room_for_adapter
 from core.library.scan import LibraryEntry, find
-from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.personas.listing import Entry, Listing
 from core.standby.settings import other_names
 
@@ -42,7 +41,7 @@ class ServedModel:
     num_slots: int
     recommended: dict[str, Any]
     made_s: int
-    room: AdapterRoom = NO_ROOM
+    facts: ModelFacts | None = None
     adapter: AdapterUse | None = None
     pool_tokens: int | None = None
 
@@ -53,7 +52,13 @@ class ServedModel:
     @property
     def adapters(self) -> list[Path]:
         """The LoRA adapters that answer when a request names them: those that the model was loaded with room for."""
-        return [] if self.model.folder is None else answering_adapters(self.model.folder, self.room)
+        if self.facts is None or self.model.folder is None:
+            return []
+        return answering_adapters(self.model.folder, self.facts.adapters)
+
+    @property
+    def has_room(self) -> bool:
+        return self.facts is not None and self.facts.adapters.count > 0
 
     def named(self, name: str | None) -> tuple[ServedModel, str | None]:
         """With the adapter of a name like "MODEL:ADAPTER", and the model's name without it. Raises ApiError."""
@@ -61,10 +66,10 @@ class ServedModel:
         wanted = adapter_in(name, self.name)
         if wanted is None:
             return self, name
-        folder = _adapter_folder(wanted, self.model.folder) if self.room.count else None
+        folder = _adapter_folder(wanted, self.model.folder) if self.has_room else None
         if folder is None and other_names() == "any":
             return self, name
-        if folder is None and not self.room.count:
+        if folder is None and not self.has_room:
             raise ApiError("adapters_no_room", adapter=printable(wanted[:MAX_SHOWN_CHARS]))
         if folder is None:
             raise _no_adapter(wanted, self.name, self.adapters)
@@ -133,7 +138,7 @@ def read_served_model(engine: Engine) -> ServedModel:
         facts.num_slots,
         recommended,
         changed_ns // 10**9,
-        facts.adapters,
+        facts,
         pool_tokens=facts.pool_tokens,
     )
 
