@@ -24,11 +24,9 @@ class ExpertCut:
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
-    """What an adapter adds to the matrix of the module `name`: scale * B @ A.
-
-    A is [rank, in_features], B is [out_features, rank]: the tensors `a_name` and `b_name`, or what `cut` takes of them.
-    """
+class AdapterTensors:
+    """What an adapter adds to the module or parameter `name`: scale * B @ A, by the file's tensors `a_name` and
+    `b_name`."""
 
     name: str
     rank: int
@@ -37,6 +35,13 @@ class LowRank:
     out_features: int
     a_name: str
     b_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank(AdapterTensors):
+    """What is added to one matrix. A is [rank, in_features], B is [out_features, rank]: the tensors, or what `cut`
+    takes of them."""
+
     cut: ExpertCut | None = None
 
     def own_parts(self, a: Any, b: Any) -> tuple[Any, Any]:
@@ -49,21 +54,14 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
-class StackedLowRank:
-    """What an adapter adds to the parameter `name` of all experts of a layer, such as "….experts.down_proj".
+class StackedLowRank(AdapterTensors):
+    """What is added to a parameter of all experts of a layer, such as "….experts.down_proj".
 
     A is [num_experts * rank, in_features], an expert's rows side by side; B is [out_features, rank * num_experts], the
     columns of all experts side by side for each rank (ParamWrapper in PEFT). may_be_swapped: A and B may have each
     other's place, as PEFT before 0.19.1 wrote those of classes whose parameters are [experts, out, in].
     """
 
-    name: str
-    rank: int
-    scale: float
-    in_features: int
-    out_features: int
-    a_name: str
-    b_name: str
     num_experts: int
     may_be_swapped: bool = False
 

@@ -116,7 +116,7 @@ def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, Lo
     Raises CheckpointError where it was trained on another model, or changes what cannot be changed at run time.
     """
     named = with_class_names(adapter, checkpoint.config)
-    sizes = adaptable_matrices(checkpoint) | _expert_sizes(checkpoint)
+    sizes = adaptable_matrices(checkpoint) | (_expert_sizes(checkpoint) if named.changes_experts else {})
     try:
         return match_base(named, checkpoint.name, sizes, take_turns(checkpoint.config))
     except CheckpointError as error:

@@ -13,6 +13,7 @@ from core.memory.layer_state import KvStatePlan
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.memory.step_sizes import GPU_CHUNK_TOKENS
 from core.worker.kernels import cache_attention, step_ops
+from core.worker.kernels.shared_memory import SharedMemory
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.gptq_block_kernel_tests import *  # noqa: F403
 from tests.support.low_rank_kernel_tests import *  # noqa: F403
@@ -52,8 +53,8 @@ def test_a_short_context_has_few_splits() -> None:
 def test_columns_are_as_many_as_the_gpu_has_room_for() -> None:
     """An RTX 4090, an RTX 2080, an A100; heads that are too large for one are told of, not launched."""
     kib = 1024
-    assert cache_attention.choose_columns(128, 99 * kib, 100 * kib) == 32
-    assert cache_attention.choose_columns(128, 64 * kib, 64 * kib) == 16
-    assert cache_attention.choose_columns(128, 163 * kib, 164 * kib) == 64
+    assert cache_attention.choose_columns(128, SharedMemory(99 * kib, 100 * kib)) == 32
+    assert cache_attention.choose_columns(128, SharedMemory(64 * kib, 64 * kib)) == 16
+    assert cache_attention.choose_columns(128, SharedMemory(163 * kib, 164 * kib)) == 64
     with pytest.raises(ValueError):
-        cache_attention.choose_columns(512, 64 * kib, 64 * kib)
+        cache_attention.choose_columns(512, SharedMemory(64 * kib, 64 * kib))

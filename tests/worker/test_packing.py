@@ -14,7 +14,6 @@ from core.worker.kernels.decode_attention import (
     HEAD_DIMS,
     MAX_QUERIES,
     SPLITS,
-    SharedMemory,
     choose_blocks,
     choose_pipeline_stages,
     plan_blocks,
@@ -43,6 +42,7 @@ from core.worker.kernels.packing import (
     tile_scales,
     unpack,
 )
+from core.worker.kernels.shared_memory import SharedMemory
 from core.worker.model.kernel_check import to_words
 from tests.support.checkpoints import pack
 

@@ -72,7 +72,7 @@ def next_step(adapter: AdapterShape) -> NextStep:
     if state.server is not None or state.facts is None or state.model not in (*own, *others):
         return NextStep(_with_experts(adapter, tr("adapter.next_load", names=", ".join(own or others))), LOAD_PAGE)
     room = state.facts.adapters
-    if not room.count or room.rank < adapter.rank or (adapter.changes_experts and not room.has_experts):
+    if not room.holds(adapter.rank, adapter.changes_experts):
         return NextStep(_with_experts(adapter, tr("adapter.next_reload", name=state.model)), LOAD_PAGE)
     return NextStep(tr("adapter.next_chat", name=state.model), CHAT_PAGE)
 

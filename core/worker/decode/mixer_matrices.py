@@ -90,7 +90,7 @@ class InputMatrices:
     def _decode_dense(self, hidden: torch.Tensor, norm: FusedNorm, out: torch.Tensor) -> None:
         """The first ones by cuBLAS, as far as that is faster; the others in one kernel."""
         weights, kernels = [one.weight for one in self.dense], dense_kernels_for(hidden.dtype, hidden.device)
-        large = list(takewhile(partial(are_many, hidden), weights))
+        large = self._large(hidden)
         if not large:
             kernels.multiply(weights, hidden, norm=norm.before(None), out=out)
             return
@@ -99,13 +99,17 @@ class InputMatrices:
         if rest := weights[len(large) :]:
             kernels.multiply(rest, normed, out=out[:, end:])
 
+    def _large(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """The first of the dense weights, as far as cuBLAS is faster with so many rows."""
+        return list(takewhile(partial(are_many, hidden), (one.weight for one in self.dense)))
+
     def _decode_beside_narrow(self, hidden: torch.Tensor, norm: FusedNorm, out: torch.Tensor) -> bool:
         """Where a step has many rows, and what follows the large matrices is narrow: one kernel norms the rows and
         multiplies them with the narrow matrices; then come the large ones. False, and nothing, elsewhere."""
         if hidden.shape[0] < MIN_STEP_ROWS or not has_fused_prefill(torch.cuda.get_device_capability(hidden.device)):
             return False
         weights = [one.weight for one in self.dense]
-        large = [] if self.packed else list(takewhile(partial(are_many, hidden), weights))
+        large = [] if self.packed else self._large(hidden)
         narrow, linear = weights[len(large) :], self.packed[0] if len(self.packed) == 1 else None
         gemm = gemm_of(linear)
         is_in_order = not isinstance(linear, PackedLinear) or linear.inverse_permutation is None

@@ -15,6 +15,7 @@ import torch
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.kv_pages import KvPages, page_defines
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
+from core.worker.kernels.shared_memory import SharedMemory
 
 # Columns of the cache that a block takes at a time: the most whose shared memory leaves room for two blocks.
 COLUMNS = (64, 32, 16)
@@ -43,11 +44,10 @@ def shared_bytes(dim: int, warps: int, columns: int, bits: int = 16) -> int:
     return (warps * WARP_QUERIES + 2 * columns) * row * HALF_BYTES + scales
 
 
-def choose_columns(dim: int, block_bytes: int, multiprocessor_bytes: int, bits: int = 16) -> int:
-    """How many columns a block takes at a time. block_bytes: of shared memory, the most that a block may have;
-    multiprocessor_bytes: what all of them share, 1 KiB of each being CUDA's. Raises ValueError where a head is too
-    large for the GPU."""
-    for most in (min(block_bytes, multiprocessor_bytes // 2 - 1024), block_bytes):
+def choose_columns(dim: int, room: SharedMemory, bits: int = 16) -> int:
+    """How many columns a block takes at a time: as two blocks on a multiprocessor have room for, else one. Raises
+    ValueError where a head is too large for the GPU."""
+    for most in (room.half_bytes, room.block_bytes):
         for columns in COLUMNS:
             if shared_bytes(dim, CHUNK_WARPS, columns, bits) <= most:
                 return columns
@@ -59,9 +59,7 @@ def kernels_for(dtype: torch.dtype, dim: int, device: torch.device, bits: int = 
     """Raises TypeError or ValueError for what they do not take, CudaCodeError where they do not compile."""
     if dtype not in (torch.float16, torch.bfloat16) or dim % 2:
         raise TypeError(f"attention in {dtype} with heads of {dim}")
-    properties = torch.cuda.get_device_properties(device)
-    room = properties.shared_memory_per_block_optin, properties.shared_memory_per_multiprocessor
-    columns = choose_columns(dim, *room, bits)
+    columns = choose_columns(dim, SharedMemory.of(device), bits)
     defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "COLUMNS": columns, **page_defines(bits)}
     module = CudaModule(read_source("fragments.cuh", "pages.cuh", "cache_attention.cu"), defines, device)
     return CacheAttention(

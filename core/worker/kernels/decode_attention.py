@@ -17,6 +17,7 @@ from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.kv_pages import KvPages, page_defines
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
 from core.worker.kernels.row_layout import IN_ORDER, RowLayout
+from core.worker.kernels.shared_memory import SharedMemory
 
 # The most queries of a key that a block computes together: the columns of a tensor core's product. Of large heads, in a
 # step of fewer than MANY_ROWS rows, fewer: so small a block begins while the product before it still runs. With 6 each
@@ -59,20 +60,6 @@ class HeadNorm(NamedTuple):
 
 
 NO_NORM = HeadNorm()
-
-
-@dataclass(frozen=True, slots=True)
-class SharedMemory:
-    """A GPU's shared memory. block_bytes: the most that a thread block may have; multiprocessor_bytes: what all blocks
-    on a multiprocessor share, 1 KiB of each being CUDA's."""
-
-    block_bytes: int
-    multiprocessor_bytes: int
-
-    @property
-    def half_bytes(self) -> int:
-        """What each of two blocks on a multiprocessor has."""
-        return self.multiprocessor_bytes // 2 - 1024
 
 
 def shared_bytes(dim: int, queries: int, blocks: int, pipeline_stages: int, bits: int = 16) -> int:
@@ -188,7 +175,7 @@ class DecodeKernels:
         self.kind = HeadKind(dim, dim) if kind is None else kind
         properties = torch.cuda.get_device_properties(device)
         clusters = properties.major >= 9 if clusters is None else clusters
-        room = SharedMemory(properties.shared_memory_per_block_optin, properties.shared_memory_per_multiprocessor)
+        room = SharedMemory.of(device)
 
         def planned(most: int) -> tuple[CudaModule, SplitKernels]:
             queries, stages = plan_blocks(heads[0] // heads[1], dim, splits, room, bits, most)
