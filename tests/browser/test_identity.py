@@ -370,7 +370,8 @@ def test_what_is_put_into_the_input_leaves_what_was_typed_there(house: House, ta
     a = make_chat(house, "alpha taken back")
     open_chat(tab, house, a)
     field = tab.get_by_test_id("stChatInputTextArea")
-    type_into(field, "forever")
+    # Slowly: each new line of it moves what lies below.
+    type_into(field, "forever wait=0.5")
     expect(key(tab, "chat_stop").get_by_role("button")).to_be_visible()
     type_into(field, "the next question")
     expect(key(tab, "chat_take_back").get_by_role("button")).to_be_visible()

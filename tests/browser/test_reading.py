@@ -120,7 +120,7 @@ def test_what_is_sent_comes_into_view_and_its_answer_is_followed_until_the_reade
     write_much(page)
     wheel(page, -1500)
     page.wait_for_function("document.querySelector('.stMain').scrollTop < 1000")
-    ask(page, "words=500 wait=0.02")
+    ask(page, "forever wait=0.02")
     expect(messages(page)).to_have_count(8, timeout=WAIT_MS)
     for word in (40, 120):
         expect(messages(page).last).to_contain_text(re.compile(rf"(\S+\s+){{{word}}}"), timeout=WAIT_MS)
@@ -146,7 +146,13 @@ def test_another_version_of_a_question_leaves_it_where_it_is(page: Page) -> None
     expect(messages(page)).to_have_count(6, timeout=WAIT_MS)
     after = messages(page).first.locator('[class*="st-key-version_after"]').get_by_role("button")
     expect(after).to_be_in_viewport()
-    assert abs(place_of(after) - top) < 60
+    page.wait_for_function(
+        """top => {
+            const row = document.querySelector('[class*="st-key-version_after"] button');
+            return Math.abs(row.getBoundingClientRect().y - top) < 60;
+        }""",
+        arg=top,
+    )
 
 
 def place_of(button: Locator) -> float:

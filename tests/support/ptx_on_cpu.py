@@ -80,7 +80,7 @@ CACHES = (
 class Gpu:
     """What kernels ask of a GPU before they are compiled."""
 
-    major, multi_processor_count = 8, 4
+    major, minor, multi_processor_count = 8, 0, 4
     shared_memory_per_block_optin, shared_memory_per_multiprocessor = 227 * 1024, 228 * 1024
 
 

@@ -316,7 +316,7 @@ def test_results_go_where_the_next_matrix_wants_them() -> None:
     order = torch.randperm(SHAPES[0].num_value_heads * SHAPES[0].value_dim).int()
     slots, columns = torch.tensor([0, 4]), torch.tensor([3, -1])
     plain = layer.copy().step(rows, [0, 4], [3, -1])
-    got = layer.kernels.step(rows, layer.weights, *layer.memory(), slots, columns, order)
+    got = layer.kernels.step(rows, layer.weights, *layer.memory(), slots, columns, RowLayout(order))
     wanted = torch.empty_like(plain)
     wanted[:, order.long()] = plain
     assert torch.equal(got, wanted)

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 from tokenizers import Tokenizer
 
+from core.worker.decode import fused_modules
 from tests.support.checkpoints import make_checkpoint
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from tests.support.gpu_engines import Engines
+
+
+@pytest.fixture(autouse=True)
+def rope_of_one_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fusing replaces the rotation in a model's module, for the whole process. Here each test gets it as it was: what
+    one left once failed ten others, wherever they ran in one process."""
+    fuse = fused_modules._fuse_rope
+
+    def fuse_for_one_test(model: PreTrainedModel) -> bool:
+        source = sys.modules[type(model).__module__]
+        if hasattr(source, "apply_rotary_pos_emb"):
+            monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
+        return fuse(model)
+
+    monkeypatch.setattr(fused_modules, "_fuse_rope", fuse_for_one_test)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.llama import modeling_llama
 
 from core.checkpoint.adapters import read_adapter
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
@@ -185,10 +184,7 @@ def test_an_adapter_whose_numbers_overflow_harms_nobody_else(case: Case) -> None
 
 
 @pytest.mark.parametrize("by_kernels", [False, True], ids=["by torch", "by kernels"])
-def test_captured_steps_say_with_adapters_what_plain_ones_say(
-    case: Case, by_kernels: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
+def test_captured_steps_say_with_adapters_what_plain_ones_say(case: Case, by_kernels: bool) -> None:
     uses = [case.use("all"), None, case.use("some")]
 
     def answers(steps: Any) -> list[list[int | None]]:

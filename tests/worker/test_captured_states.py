@@ -9,12 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import linear
-from transformers.models.bamba import modeling_bamba
-from transformers.models.falcon_h1 import modeling_falcon_h1
-from transformers.models.granitemoehybrid import modeling_granitemoehybrid
-from transformers.models.lfm2 import modeling_lfm2
-from transformers.models.qwen3_5 import modeling_qwen3_5
-from transformers.models.qwen3_next import modeling_qwen3_next
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
@@ -70,8 +64,6 @@ BY_TORCH: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"model_type": "granitemoehybrid", **SIZES, **MAMBA, "layer_types": ["mamba", "attention"],
                          "num_local_experts": 0, "shared_intermediate_size": 128, "position_embedding_type": "rope"},
 }  # fmt: skip
-SOURCES = (modeling_bamba, modeling_falcon_h1, modeling_granitemoehybrid, modeling_lfm2, modeling_qwen3_5,
-           modeling_qwen3_next)  # fmt: skip
 ALL_FAMILIES = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 
 
@@ -99,10 +91,7 @@ def kernels() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # An engine puts its own there, for its process.
-    for source in SOURCES:
-        monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
+def inference() -> Iterator[None]:
     torch.manual_seed(0)
     with torch.inference_mode():
         yield

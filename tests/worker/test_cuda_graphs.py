@@ -13,11 +13,6 @@ from typing import Any
 import gptqmodel  # noqa: F401
 import pytest
 import torch
-from transformers.models.falcon import modeling_falcon
-from transformers.models.gpt_neox import modeling_gpt_neox
-from transformers.models.granite_swa import modeling_granite_swa
-from transformers.models.llama import modeling_llama
-from transformers.models.mistral import modeling_mistral
 
 from core.common.errors import EngineError
 from core.engine.sampling_params import Sampling
@@ -69,10 +64,7 @@ def kernels() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # An engine puts its own there, for its process.
-    for source in (modeling_llama, modeling_mistral, modeling_gpt_neox, modeling_falcon, modeling_granite_swa):
-        monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
+def inference() -> Iterator[None]:
     torch.manual_seed(0)
     with torch.inference_mode():
         yield

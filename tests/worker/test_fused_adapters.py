@@ -6,7 +6,6 @@ The kernels' own sources run on a CPU, so the model is tiny, and only the decodi
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +115,7 @@ def merged_logits(folder: Path, dense: dict[str, np.ndarray], adapters: list[Ada
     return merged
 
 
-def open_model(folder: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> FusedModel:
+def open_model(folder: Path, recipe: Recipe) -> FusedModel:
     dense = make_checkpoint(folder, recipe)
     checkpoint = read_checkpoint(folder)
     kernel, shape = kernel_named("llamadeck"), read_shape(checkpoint, merged=True)
@@ -133,9 +132,6 @@ def open_model(folder: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) ->
         bank.put(place, adapter)
     merged = merged_logits(folder, dense, adapters)
     runner = ModelRunner(model, NUM_SLOTS, CONTEXT, bank, full_pages(NUM_SLOTS, CONTEXT))
-    source = sys.modules[type(model).__module__]
-    # Fusing replaces it for the process. Here it is put back.
-    monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
     assert "FusedMlp" in fuse_modules(model)
     cache = GraphCache(runner.cache, 3)
     ALL_ATTENTION_FUNCTIONS.register("tests_fused_adapters", cache.attend)
@@ -144,14 +140,12 @@ def open_model(folder: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("is_permuted", [False, True], ids=["in order", "act-order"])
-def test_rows_with_adapters_are_decoded_by_fused_layers(
-    tmp_path: Path, is_permuted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_with_adapters_are_decoded_by_fused_layers(tmp_path: Path, is_permuted: bool) -> None:
     recipe = Recipe(
         act_order=is_permuted, one_order=is_permuted, hidden=RECIPE.hidden, intermediate=RECIPE.intermediate,
         num_layers=1, num_heads=2, num_kv_heads=1,
     )  # fmt: skip
-    one = open_model(tmp_path / "model", recipe, monkeypatch)
+    one = open_model(tmp_path / "model", recipe)
     one.bank.set_slot(0, 2)
     one.bank.set_slot(2, 0)
     plain = one.decode([0, 1, 2])
@@ -176,8 +170,8 @@ def test_rows_with_adapters_are_decoded_by_fused_layers(
         assert torch.equal(one.decode([1, row])[1], together[row])
 
 
-def test_prompts_are_not_read_by_kernels_that_know_no_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = open_model(tmp_path / "model", RECIPE, monkeypatch)
+def test_prompts_are_not_read_by_kernels_that_know_no_adapters(tmp_path: Path) -> None:
+    one = open_model(tmp_path / "model", RECIPE)
     assert fuse_layers(one.runner._model, one.cache, lambda: one.decode([0])) == 1
     assert fuse_prefill(one.runner._model, lambda: pytest.fail("it needs no try")) == 0
 
@@ -192,7 +186,7 @@ def test_products_that_leave_an_adapter_out_are_found_before_they_are_used(
         assert source.count("return round_half(value + sum);") == 1
         return source.replace("return round_half(value + sum);", "return value;")
 
-    one = open_model(tmp_path / "model", RECIPE, monkeypatch)
+    one = open_model(tmp_path / "model", RECIPE)
     read = packed_small_batch.read_source
     monkeypatch.setattr(packed_small_batch, "read_source", read_source)
     packed_small_batch.kernels_for.cache_clear()
@@ -205,9 +199,9 @@ def test_products_that_leave_an_adapter_out_are_found_before_they_are_used(
     assert (one.decode([0])[0] - wanted).abs().max() < TOLERANCE * wanted.std()
 
 
-def test_without_kernels_for_adapters_layers_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_for_adapters_layers_stay_as_they_are(tmp_path: Path) -> None:
     """A fused layer would leave them out."""
-    one = open_model(tmp_path / "model", RECIPE, monkeypatch)
+    one = open_model(tmp_path / "model", RECIPE)
     one.bank.kernels = None
     one.bank.set_slot(0, 1)
     assert fuse_layers(one.runner._model, one.cache, lambda: one.decode([0])) == 0

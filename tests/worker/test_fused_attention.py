@@ -6,7 +6,6 @@ The kernels' own sources run on a CPU, so the models are tiny, and only the deco
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,12 +66,10 @@ def on_cpu() -> Iterator[None]:
     ],
     ids=["normed heads", "gated heads, a quarter turned", "experts"],
 )  # fmt: skip
-def test_a_token_is_decoded_by_fused_attention(
-    tmp_path: Path, family: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_is_decoded_by_fused_attention(tmp_path: Path, family: str, more: dict[str, Any]) -> None:
     reference = make_family_checkpoint(tmp_path / "model", {"model_type": family, **SIZES, **more})
     wanted = reference(torch.tensor([PROMPT])).logits[0, -1]
-    before, run, (layer,) = open_fused(tmp_path / "model", monkeypatch)
+    before, run, (layer,) = open_fused(tmp_path / "model")
     assert isinstance(layer._mixer, FusedAttention)
     assert isinstance(layer._mlp, FusedExperts if "num_experts" in more else FusedDenseMlp)
     for got in (before, run.decode()):
@@ -85,7 +82,7 @@ def test_a_chunk_is_read_by_fused_attention(tmp_path: Path, monkeypatch: pytest.
     config = {"model_type": "qwen3_5_text", **SIZES, "layer_types": ["full_attention"], "rope_parameters": QUARTER_ROPE}
     reference = make_family_checkpoint(tmp_path / "model", config)
     wanted = reference(chunk_tokens()[:, :NUM_THERE]).logits[0, -1]
-    _, run, (layer,) = open_fused(tmp_path / "model", monkeypatch)
+    _, run, (layer,) = open_fused(tmp_path / "model")
     assert fuse_prefill(run.model, run.prefill) == 1 and layer.prefills
     assert (run.prefill()[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
 
@@ -100,7 +97,7 @@ def test_many_chats_take_the_products_of_prompts(
     num_slots = MIN_STEP_ROWS
     slots = (0, 1, num_slots - 1)
     wanted = [reference(torch.tensor([[slot + 3]])).logits[0, -1] for slot in slots]
-    _, run, _ = open_fused(tmp_path / "model", monkeypatch, num_slots)
+    _, run, _ = open_fused(tmp_path / "model", num_slots)
     counted = counts_of(FusedDequantGemm, "_run", monkeypatch)
     got = run.decode_many(num_slots)
     # Of the MLP gate and up, and down; and before and after the mixer.
@@ -116,7 +113,7 @@ def test_gate_and_up_and_down_may_each_have_a_product_of_their_own(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     reference = make_recurrent(tmp_path / "model", is_quantized=False)
     wanted = reference(torch.tensor([[3]])).logits[0, -1]
-    _, run, layers = open_fused(tmp_path / "model", monkeypatch, MIN_STEP_ROWS)
+    _, run, layers = open_fused(tmp_path / "model", MIN_STEP_ROWS)
     for layer in layers:
         down = layer._mlp._matrices.down
         down.prefill_backend = FusedDequantGemm(*down.prefill_backend._kind)
@@ -128,13 +125,11 @@ def test_gate_and_up_and_down_may_each_have_a_product_of_their_own(
 
 
 @pytest.mark.parametrize("is_quantized", [True, False], ids=["4 bit", "16 bit"])
-def test_a_token_is_decoded_by_a_fused_recurrent_layer(
-    tmp_path: Path, is_quantized: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_is_decoded_by_a_fused_recurrent_layer(tmp_path: Path, is_quantized: bool) -> None:
     """Also as Qwen published Qwen3.5: all but the MLPs in 16 bit, those of the attention as well."""
     reference = make_recurrent(tmp_path / "model", is_quantized)
     wanted = reference(torch.tensor([PROMPT])).logits[0, -1]
-    before, run, layers = open_fused(tmp_path / "model", monkeypatch)
+    before, run, layers = open_fused(tmp_path / "model")
     assert [type(one._mixer) for one in layers] == [FusedDeltaNet, FusedAttention]
     for got in (before, run.decode()):
         assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
@@ -162,9 +157,7 @@ def counts_of(owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> list[N
     return counted
 
 
-def open_fused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, num_slots: int = 2
-) -> tuple[torch.Tensor, GraphRun, list[FusedDecoderLayer]]:
+def open_fused(folder: Path, num_slots: int = 2) -> tuple[torch.Tensor, GraphRun, list[FusedDecoderLayer]]:
     """A checkpoint's model with fused layers; what it said before they were."""
     checkpoint = read_checkpoint(folder)
     kernel, shape = kernel_named("llamadeck"), read_shape(checkpoint, merged=True)
@@ -175,12 +168,7 @@ def open_fused(
         if isinstance(module, torch.nn.Linear):
             # As on a GPU: a tensor in a file begins anywhere.
             module.weight.data = module.weight.clone()
-    runner, source = (
-        ModelRunner(model, num_slots, CONTEXT, num_pages=full_pages(num_slots, CONTEXT)),
-        sys.modules[type(model).__module__],
-    )
-    # Fusing replaces it for the process. Here it is put back.
-    monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
+    runner = ModelRunner(model, num_slots, CONTEXT, num_pages=full_pages(num_slots, CONTEXT))
     assert "FusedNorm" in fuse_modules(model)
     cache = GraphCache(runner.cache, num_slots)
     run = GraphRun(runner, cache)

@@ -9,7 +9,6 @@ from typing import Any
 import gptqmodel  # noqa: F401
 import pytest
 import torch
-from transformers.models.llama import modeling_llama
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import Load
@@ -48,8 +47,7 @@ class WatchedRunner(ModelRunner):
 
 
 @pytest.fixture(autouse=True)
-def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
+def inference() -> Iterator[None]:
     torch.manual_seed(0)
     with torch.inference_mode():
         yield

@@ -29,6 +29,7 @@ const watch = (main) => {
     // After the reader's hand the page moves on for a moment. It goes down by a hand alone: else it is Streamlit.
     let downUntil = 0, last = { top: main.scrollTop, height: main.scrollHeight }, finger = 0;
     const moved = (isUp) => {
+        main.llamadeckMoved = performance.now();
         if (isUp) {
             downUntil = 0;
             release(main);
@@ -82,13 +83,21 @@ const watch = (main) => {
         main.llamadeckTop = row?.getBoundingClientRect().top;
     }, true);
 };
-// A run of the page draws piece by piece: the row stays until that has settled, or the reader moves the page.
+// A run of the page draws piece by piece: the row stays until that has settled, or the reader moves the page. An answer
+// that grows elsewhere is drawn run after run, so there is an end to it.
+const SETTLED_MS = 1200, MOST_MS = 10000;
+const isDrawn = () => document.querySelector(".stApp")?.dataset.testScriptState !== "running";
 const hold = (main, message, top) => {
     const begin = performance.now();
+    let settled = begin;
     const step = () => {
-        const row = document.querySelector(`.st-key-icons_message_${message}`);
-        main.scrollBy({ top: row ? row.getBoundingClientRect().top - top : 0, behavior: "instant" });
-        if (main.llamadeckMoved <= begin && performance.now() - begin < 1200) {
+        const row = document.querySelector(`.st-key-icons_message_${message}`), now = performance.now();
+        const by = row ? row.getBoundingClientRect().top - top : 0;
+        if (by || !isDrawn()) {
+            settled = now;
+        }
+        main.scrollBy({ top: by, behavior: "instant" });
+        if (main.llamadeckMoved <= begin && now - settled < SETTLED_MS && now - begin < MOST_MS) {
             requestAnimationFrame(step);
         }
     };
