@@ -47,6 +47,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     for one in found:
         if one.error is not None:
             out.write(one.error.sentence(out.language))
+    if any(one.shape is not None and one.shape.changes_experts for one in found):
+        out.say("adapters_of_experts")
     return 0
 
 
@@ -58,6 +60,7 @@ def as_object(one: FoundAdapter) -> dict[str, object]:
         "rank": one.shape and one.shape.rank,
         "size_bytes": one.shape and one.shape.num_bytes,
         "base": (one.shape and one.shape.base_name) or None,
+        "changes_experts": one.shape and one.shape.changes_experts,
         "is_of_other_base": one.is_of_other_base,
         "error": one.error and str(one.error),
     }
@@ -66,7 +69,8 @@ def as_object(one: FoundAdapter) -> dict[str, object]:
 def row(one: FoundAdapter, out: Terminal) -> list[str]:
     if one.shape is None:
         return [one.name, NO_VALUE, NO_VALUE, NO_VALUE, out.text("adapters_refused")]
-    state = "adapters_other_base" if one.is_of_other_base else "adapters_usable"
+    usable = "adapters_with_room" if one.shape.changes_experts else "adapters_usable"
+    state = "adapters_other_base" if one.is_of_other_base else usable
     return [
         one.name, str(one.shape.rank), size_text(one.shape.num_bytes), one.shape.base_name or NO_VALUE, out.text(state),
     ]  # fmt: skip

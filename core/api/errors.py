@@ -37,7 +37,7 @@ NOT_LOADED = HttpErrorShape(503, SERVER, "model_not_loaded", "model", LOAD_RETRY
 ADAPTER_FAULTS = (
     "adapters_no_room", "adapter_over_rank", "adapter_plain_matrix", "adapter_base_matrix", "adapter_base_shape",
     "adapter_no_expert_room", "adapter_room_experts", "adapter_room_rank", "adapter_base_experts",
-    "adapter_experts_layout", "adapter_parameter",
+    "adapter_experts_layout", "adapter_parameter", "adapter_router", "adapter_twice", "adapter_foreign_experts",
     "adapter_none", "adapter_pickled", "adapter_no_weights", "adapter_kind", "adapter_variant", "adapter_changed_base",
     "adapter_tensor", "adapter_empty", "adapter_half", "adapter_not_gathered", "adapter_shapes", "adapter_rank",
     "adapter_rank_limit", "adapter_alpha", "adapter_pattern", "adapter_patterns", "adapter_nan",

@@ -15,7 +15,7 @@ from typing import Any
 
 from core.checkpoint.adapter_patterns import by_pattern
 from core.checkpoint.checkpoint import FolderFiles
-from core.checkpoint.expert_adapters import expand_stack, experts_by_stack
+from core.checkpoint.expert_adapters import expand_stack, experts_by_stack, stack_features
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.low_rank import LowRank, StackedLowRank, stacked_parameters
 from core.checkpoint.tensor_names import name_module
@@ -33,6 +33,8 @@ MAX_BASE_CHARS = 300
 TENSOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[\w-]+)?\.weight$")
 # A matrix of one expert, whatever a release calls it.
 SINGLE_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
+# All experts of a layer, or a parameter of them.
+ALL_EXPERTS = re.compile(r"\.experts(?:\.[a-z]\w*)*$")
 # PEFT's version, and the one since which A and B of all experts of a layer have their own places.
 VERSION, UNSWAPPED_SINCE = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})"), (0, 19, 1)
 # What is added to a model's name without making another model of it: its form, and how it was quantized.
@@ -190,6 +192,8 @@ def _matrix(
     a, b = tensors[found["A"]], tensors[found["B"]]
     if rank and not (a.num_bytes or b.num_bytes):
         raise CheckpointError("adapter_not_gathered", adapter=name, module=printable(module))
+    if not is_stacked and ALL_EXPERTS.search(module) and _are_of_many(a, b, rank):
+        raise CheckpointError("adapter_foreign_experts", adapter=name, module=printable(module))
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.dtype[0] not in "BF":
         raise CheckpointError("adapter_shapes", adapter=name, module=printable(module), a=str(list(a.shape)),
                               b=str(list(b.shape)))  # fmt: skip
@@ -207,6 +211,11 @@ def _matrix(
     if is_stacked:
         return StackedLowRank(module, *sizes, num_experts, may_be_swapped=_version(config) < UNSWAPPED_SINCE)
     return LowRank(module, *sizes)
+
+
+def _are_of_many(a: TensorInfo, b: TensorInfo, rank: Any) -> bool:
+    """Whether these may be the matrices of several experts, in a way that is not PEFT's."""
+    return len(a.shape) == len(b.shape) == 3 or (len(a.shape) == 2 and _num_experts(a.shape[0], rank) > 1)
 
 
 def _version(config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -245,14 +254,15 @@ def match_base(
     for module, matrix in adapter.matrices.items():
         is_own = module in sizes or not TOWER.search(module)
         name = module if module in sizes else by_tail.get(_tail(module)) or ""
-        # Of two modules for one matrix one would be lost.
-        if not name or not is_own or name in found:
+        if not name or not is_own:
             raise CheckpointError("adapter_base_matrix", adapter=adapter.name, base=base, module=printable(module))
         if sizes[name] != (matrix.in_features, matrix.out_features):
             raise CheckpointError(
                 "adapter_base_shape", adapter=adapter.name, base=base, module=printable(module),
                 wanted=f"{matrix.in_features} x {matrix.out_features}", found="{} x {}".format(*sizes[name]),
             )  # fmt: skip
+        if name in found:
+            raise _twice(adapter, base, name)
         found[name] = matrix
     return found | _match_stacks(adapter, base, sizes, takes_turns, found)
 
@@ -282,13 +292,18 @@ def _match_stacks(
             raise CheckpointError(
                 "adapter_base_experts", adapter=adapter.name, base=base, module=printable(parameter),
                 count=stacked.num_experts, wanted=f"{stacked.in_features} x {stacked.out_features}",
-                found=len(stacks[name]),
+                found=len(stacks[name]), own="{} x {}".format(*stack_features(stacked, stacks[name], sizes)),
             )  # fmt: skip
         (expanded,) = ways
-        if not expanded.keys().isdisjoint(others) or not expanded.keys().isdisjoint(found):
-            raise CheckpointError("adapter_base_matrix", adapter=adapter.name, base=base, module=printable(parameter))
+        if (double := next((one for one in expanded if one in others or one in found), None)) is not None:
+            raise _twice(adapter, base, double)
         found |= expanded
     return found
+
+
+def _twice(adapter: AdapterShape, base: str, module: str) -> CheckpointError:
+    """Two modules of the adapter are for one matrix: one of them would be lost."""
+    return CheckpointError("adapter_twice", adapter=adapter.name, base=base, module=printable(module))
 
 
 def is_other_base(adapter: AdapterShape, names: tuple[str, ...]) -> bool:

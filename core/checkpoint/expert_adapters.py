@@ -31,6 +31,17 @@ def expand_stack(
     return [found for way in ways if (found := _expanded(stacked, experts, sizes, takes_turns, way))]
 
 
+def stack_features(
+    stacked: StackedLowRank, experts: ExpertNames, sizes: Mapping[str, tuple[int, int]]
+) -> tuple[int, int]:
+    """The (in, out) features of the parameter of `experts` that `stacked` is for: of its first expert, as far as that
+    has it."""
+    own = experts[min(experts)]
+    parts = (stacked.projection,) if stacked.projection in own else ("gate_proj", "up_proj")
+    found = [sizes[own[part]] for part in parts if part in own]
+    return max((inputs for inputs, _ in found), default=0), sum(outputs for _, outputs in found)
+
+
 def _expanded(
     stacked: StackedLowRank,
     experts: ExpertNames,

@@ -20,6 +20,8 @@ from core.memory.adapter_room import NO_ROOM, AdapterRoom, match_adapter
 USUAL_ADAPTERS = 4
 # Ranks are told in these steps, so that a slightly higher one needs no new load.
 RANK_STEP = 8
+# Why a model cannot have an adapter that was trained on it.
+OWN_FAULTS = ("adapter_plain_matrix", "adapter_router")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,11 @@ class FoundAdapter:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def is_of_model(self) -> bool:
+        """Whether it was trained on the model for which it was read, of use or not."""
+        return self.error is None or self.error.key in OWN_FAULTS
 
 
 def find_adapters(checkpoint: Checkpoint) -> list[FoundAdapter]:
@@ -91,6 +98,11 @@ def fitting_adapters(model: Path) -> list[Path]:
 def answering_adapters(model: Path, room: AdapterRoom) -> list[Path]:
     """Of `fitting_adapters` those that a load with `room` can have."""
     return [folder for folder, shape in _fitting(model) if room.holds(shape.rank, shape.changes_experts)]
+
+
+def lacking_room(model: Path, room: AdapterRoom) -> list[AdapterShape]:
+    """Of `fitting_adapters` those that a load with `room` cannot have."""
+    return [shape for _, shape in _fitting(model) if not room.holds(shape.rank, shape.changes_experts)]
 
 
 def _fitting(model: Path) -> list[tuple[Path, AdapterShape]]:

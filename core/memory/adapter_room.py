@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from core.checkpoint.adapters import MAX_RANK, AdapterShape, match_base, with_class_names
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.experts import count_experts, expert_matrix, take_turns
+from core.checkpoint.experts import ROUTER, count_experts, expert_matrix, take_turns
 from core.checkpoint.layers import LAYER
 from core.checkpoint.low_rank import STACKED_PARAMETERS, LowRank
 from core.common.errors import CheckpointError, InputError
@@ -124,11 +124,14 @@ def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, Lo
             module = str(error.params["module"])
             tail = module[match.start() :] if (match := NUMBERED.search(module)) else f".{module.rpartition('.')[2]}"
             owners = {name.rpartition(".")[0] for name in checkpoint.tensors}
-            owners |= {f"{stack}.{one}" for stack in count_experts(checkpoint.tensors) for one in STACKED_PARAMETERS}
+            experts = count_experts(checkpoint.tensors)
+            owners |= {f"{stack}.{one}" for stack in experts for one in STACKED_PARAMETERS}
             if any(f".{owner}".endswith(tail) for owner in owners):
+                is_router = bool(experts) and ROUTER.search(module) is not None
                 raise CheckpointError(
-                    "adapter_plain_matrix", adapter=adapter.name, base=checkpoint.name, module=module
-                ) from error
+                    "adapter_router" if is_router else "adapter_plain_matrix",
+                    adapter=adapter.name, base=checkpoint.name, module=module, name=module.rpartition(".")[2],
+                ) from error  # fmt: skip
         raise
 
 

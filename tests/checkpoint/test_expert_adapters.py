@@ -190,10 +190,44 @@ def test_a_base_with_other_experts_is_noticed(plain: Path, tmp_path: Path) -> No
     linears = dict(read_plain(plain).linears)
     fewer = {name: sizes for name, sizes in linears.items() if ".experts.3." not in name}
     assert key_of(folder, fewer) == "adapter_base_experts"
-    wider = {name: (64, 96) if name.endswith("up_proj") else sizes for name, sizes in linears.items()}
-    assert key_of(folder, wider) == "adapter_base_experts"
+    wider = {name: (64, 96) if name.endswith(("up_proj", "gate_proj")) else sizes for name, sizes in linears.items()}
+    gate_up = make_adapter(plain, tmp_path / "gate-up", **PARAMETERS["gate and up alone"])
+    with pytest.raises(CheckpointError) as raised:
+        match_base(read_adapter(gate_up), "base", wider)
+    assert "of 4 experts of 64 x 128, that of the model of 4 experts of 64 x 192" in str(raised.value)
     none = {name: sizes for name, sizes in linears.items() if ".experts." not in name}
     assert key_of(folder, none) == "adapter_base_matrix"
+
+
+def test_a_matrix_that_an_adapter_changes_by_itself_and_with_all_others_is_named(plain: Path, tmp_path: Path) -> None:
+    """It was said to be of another model, which "does not have" the matrix."""
+    stacked = make_adapter(plain, tmp_path / "stacked", **PARAMETERS["down alone"])
+    single = load_file(write_one_by_one(stacked, tmp_path / "single") / WEIGHTS)
+    twice = {name: value for name, value in single.items() if ".0.mlp.experts.2.down_proj." in name}
+    assert len(twice) == 2
+    save_file(load_file(stacked / WEIGHTS) | twice, stacked / WEIGHTS)
+    with pytest.raises(CheckpointError) as raised:
+        match_base(read_adapter(stacked), "base", read_plain(plain).linears)
+    assert raised.value.key == "adapter_twice"
+    assert "two pairs of matrices for model.layers.0.mlp.experts.2.down_proj of base" in str(raised.value)
+
+
+@pytest.mark.parametrize("has_axis", [False, True], ids=["experts after one another", "an axis of experts"])
+@pytest.mark.parametrize("called", ["experts.down_proj", "experts"])
+def test_another_programs_layout_of_all_experts_is_named(
+    plain: Path, tmp_path: Path, has_axis: bool, called: str
+) -> None:
+    """The advice was to copy it anew, which changes nothing."""
+    folder = make_adapter(plain, tmp_path / "a", **PARAMETERS["down alone"])
+    change_json(folder / ADAPTER_CONFIG, target_parameters=None)
+    tensors = {}
+    for name, value in load_file(folder / WEIGHTS).items():
+        if has_axis:
+            value = value.unflatten(0, (4, -1)) if "lora_A" in name else value.unflatten(1, (-1, 4)).permute(2, 0, 1)
+        tensors[name.replace(".experts.", f".{called}.")] = value.contiguous()
+    save_file(tensors, folder / WEIGHTS)
+    wanted = "adapter_parameter" if called == "experts" else "adapter_foreign_experts"
+    assert key_of(folder, read_plain(plain).linears) == wanted
 
 
 def test_parameters_that_nobody_tells_apart_are_refused(plain: Path, tmp_path: Path) -> None:

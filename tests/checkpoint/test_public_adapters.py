@@ -125,7 +125,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "two for one matrix": (
         rename(lambda name: name.replace("model.model.layers.1", "model.model.language_model.layers.0")),
-        "adapter_base_matrix",
+        "adapter_twice",
     ),
 }
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from cli.main import main
+from core.checkpoint.adapters import WEIGHTS
 from core.hub.address import parse_address
 from core.hub.folders import model_folders, remember
 from core.hub.queue import DownloadQueue
@@ -112,6 +114,22 @@ def test_an_adapter_of_another_model_is_listed_with_the_reason(home: Path, capfd
     assert main(["adapters", "tiny"]) == 0
     out = capfd.readouterr().out
     assert "no, see below" in out and "rank 5" in out
+
+
+def test_one_of_single_experts_says_what_it_needs(home: Path, capfd: Caught) -> None:
+    write_adapter(home / "adapters" / "pirate", home / "models" / "tiny")
+    assert main(["adapters"]) == 0
+    assert "experts" not in capfd.readouterr().out
+    poet = write_adapter(home / "adapters" / "poet", home / "models" / "tiny")
+    tensors = load_file(poet / WEIGHTS)
+    names = {name: name.replace("self_attn.q_proj", "mlp.experts.3.down_proj") for name in tensors}
+    save_file({names[name]: one for name, one in tensors.items()}, poet / WEIGHTS)
+    assert main(["adapters"]) == 0
+    out = capfd.readouterr().out
+    assert "with room for experts" in out and "“Adapters may change experts too” switched on" in out
+    assert main(["adapters", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)["adapters"]
+    assert {one["name"]: one["changes_experts"] for one in found} == {"pirate": False, "poet": True}
 
 
 @pytest.mark.parametrize("name", ["../models/tiny", "nobody", "", ".", ".download-somebody_pirate"])

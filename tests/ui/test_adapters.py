@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from core.checkpoint.adapters import WEIGHTS
 from core.checkpoint.checkpoint import read_checkpoint
 from core.library import adapters
 from core.library.adapters import room_to_load
@@ -128,7 +130,23 @@ def test_an_adapter_that_came_after_the_load_is_told_with_the_way_to_it(home: Pa
     load(open_tab(), "tiny")
     write_adapter(home / "adapters" / "pirate", models / "tiny")
     tab = open_tab("3_Chat")
-    assert not has(tab.selectbox, "chat_adapter") and "loaded without room for any" in words(tab)
+    assert not has(tab.selectbox, "chat_adapter") and "tiny was loaded without room for pirate." in words(tab)
+
+
+def test_an_adapter_without_room_is_not_offered_and_told_with_the_way_to_it(home: Path, models: Path) -> None:
+    """It was offered, and each answer with it failed."""
+    write_adapter(home / "adapters" / "pirate", models / "tiny")
+    load(open_tab(), "tiny")
+    for number in range(6):
+        write_adapter(home / "adapters" / f"poet{number}", models / "tiny", rank=64)
+    tab = open_tab("3_Chat")
+    assert named(tab.selectbox, "chat_adapter").options == ["None: the model alone", "pirate"]
+    assert "tiny was loaded without room for poet0, poet1, poet2, poet3, poet4, …." in words(tab)
+    assert "may change experts" not in words(tab)
+    resources.engine().unload()
+    load(open_tab(), "tiny")
+    tab = open_tab("3_Chat")
+    assert len(named(tab.selectbox, "chat_adapter").options) == 8 and "without room" not in words(tab)
 
 
 def test_adapters_are_read_once_until_they_change(home: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +233,17 @@ def test_adapters_of_no_model_here_stand_where_the_disk_is_and_can_be_deleted(ho
         assert not folder.exists()
     assert not [box.label for box in tab.expander if "no model here" in box.label]
     assert (home / "adapters" / "pirate").exists()
+
+
+def test_one_that_is_told_with_its_model_is_not_told_as_one_of_no_model(home: Path, models: Path) -> None:
+    """One that changes what is not quantized stood in both places."""
+    head = write_adapter(home / "adapters" / "head", models / "tiny")
+    tensors = load_file(head / WEIGHTS)
+    save_file({name.replace("self_attn.q_proj", "input_layernorm"): one for name, one in tensors.items()},
+              head / WEIGHTS)  # fmt: skip
+    tab = open_tab("2_Load_Model")
+    assert "which is not quantized" in words(tab)
+    assert not [box.label for box in tab.expander if "no model here" in box.label]
 
 
 def test_one_in_a_models_own_folder_is_deleted_there_unless_the_model_is_linked(home: Path, models: Path) -> None:

@@ -79,6 +79,21 @@ def test_room_for_experts_is_off_until_somebody_wants_it_and_is_remembered(home:
     assert named(open_tab("2_Load_Model").toggle, TOGGLE).value is True
 
 
+def test_a_chat_offers_one_of_experts_once_there_is_room(home: Path, moe: Path) -> None:
+    write_adapter(home / "adapters" / "pirate", moe)
+    write_expert_adapter(home / "adapters" / "poet", moe)
+    tab = open_tab("2_Load_Model")
+    load(tab, "moe")
+    chat = open_tab("3_Chat")
+    assert named(chat.selectbox, "chat_adapter").options == ["None: the model alone", "pirate"]
+    assert "moe was loaded without room for poet." in words(chat) and "may change experts too” on" in words(chat)
+    resources.engine().unload()
+    load(switch_on(run(tab)), "moe")
+    chat = open_tab("3_Chat")
+    assert named(chat.selectbox, "chat_adapter").options == ["None: the model alone", "pirate", "poet"]
+    assert "without room" not in words(chat)
+
+
 def test_what_room_for_experts_takes_is_told_before_the_load(home: Path, moe: Path) -> None:
     """Sixteen adapters of rank 256: 32 experts with three matrices of 512 by 256."""
     for number in range(2):

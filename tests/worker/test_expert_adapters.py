@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from core.checkpoint.adapters import WEIGHTS
+from core.checkpoint.adapters import WEIGHTS, read_adapter
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError, DeckError, EngineError
@@ -280,9 +280,15 @@ def test_experts_in_16_bit_are_changed_by_no_adapter(tmp_path: Path, case: Case)
         assert caught.value.key == "adapter_plain_matrix"
 
 
-def read(case: Case, name: str) -> Any:
-    from core.checkpoint.adapters import read_adapter
+def test_an_adapter_of_the_router_too_is_told_how_it_can_be_used(case: Case, tmp_path: Path) -> None:
+    """ "all-linear" of today's PEFT takes it along."""
+    folder = make_adapter(case.plain, tmp_path / "all", target_modules="all-linear")
+    with pytest.raises(CheckpointError) as caught:
+        match_adapter(read_adapter(folder), case.checkpoint)
+    assert caught.value.key == "adapter_router" and 'exclude_modules: ["gate"]' in str(caught.value)
 
+
+def read(case: Case, name: str) -> Any:
     return read_adapter(case.adapters[name])
 
 

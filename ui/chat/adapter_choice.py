@@ -5,23 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.chat.records import ChatInfo
+from core.checkpoint.adapters import AdapterShape
 from core.engine.protocol import EngineState
 from core.engine.request_options import AdapterUse
-from core.library.adapters import fitting_adapters as adapters_of_folder
+from core.library.adapters import answering_adapters, lacking_room
 
 
 def adapters_here(state: EngineState) -> list[Path]:
-    """The adapters that can be chosen now; none where the model was loaded without room for any."""
-    if state.facts is None or not state.facts.adapters.count:
-        return []
-    return fitting_adapters(state)
-
-
-def fitting_adapters(state: EngineState) -> list[Path]:
-    """The adapters on disk that the loaded model can have, with room for them or not."""
+    """The adapters that can be chosen now: those that the loaded model has room for."""
     if state.facts is None or state.folder is None:
         return []
-    return adapters_of_folder(state.folder)
+    return answering_adapters(state.folder, state.facts.adapters)
+
+
+def adapters_without_room(state: EngineState) -> list[AdapterShape]:
+    """Those on disk that the loaded model could have, had it been loaded with room for them."""
+    if state.facts is None or state.folder is None:
+        return []
+    return lacking_room(state.folder, state.facts.adapters)
 
 
 def adapter_of(info: ChatInfo, state: EngineState) -> AdapterUse | None:

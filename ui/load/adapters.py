@@ -28,9 +28,6 @@ from ui.shared.icon_buttons import icons
 from ui.shared.markdown import escape
 from ui.shared.resources import engine
 
-# Of an adapter that was trained on the model and cannot be used beside it.
-OF_THIS_MODEL = "adapter_plain_matrix"
-
 
 def draw_room(name: str, checkpoint: Checkpoint, found: list[FoundAdapter], is_on_cpu: bool) -> AdapterRoom:
     """How many adapters at once, and of a mixture whether they may change experts; nothing is asked where the model can
@@ -61,9 +58,7 @@ def room_now(name: str, drawn: AdapterRoom) -> AdapterRoom:
 def draw_found(entry: LibraryEntry, found: list[FoundAdapter]) -> None:
     """The adapters of the model, each with its rank and size, or why it is of no use: those in adapters/ that were
     trained on it, and all in its own folder."""
-    told = [
-        one for one in found if one.error is None or one.error.key == OF_THIS_MODEL or one.folder.parent == entry.folder
-    ]
+    told = [one for one in found if one.is_of_model or one.folder.parent == entry.folder]
     if told:
         st.markdown(f"**{tr('load.adapters_found')}**")
     for one in told:

@@ -32,9 +32,9 @@ def adapters_of(checkpoint: Checkpoint) -> list[FoundAdapter]:
 
 
 def adapters_of_none(entries: Iterable[LibraryEntry]) -> list[FoundAdapter]:
-    """The adapters in adapters/ that none of these models can have."""
+    """The adapters in adapters/ that are shown with none of these models."""
     checkpoints = (entry.checkpoint for entry in entries if entry.checkpoint is not None)
-    used = {one.folder for checkpoint in checkpoints for one in adapters_of(checkpoint) if one.error is None}
+    used = {one.folder for checkpoint in checkpoints for one in adapters_of(checkpoint) if one.is_of_model}
     return [adapter_alone(folder) for folder in list_adapters() if folder not in used]
 
 
