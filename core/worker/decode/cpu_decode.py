@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, linear, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, linear, silu
 from transformers import PreTrainedModel
 
 from core.memory.step_sizes import VERIFIED_TOKENS
 from core.worker.kernels.cpu_int4_prefill import multiplies_bfloat16
+from core.worker.model.attention import attend_by_key
 from core.worker.model.backends.aten_int4 import CpuInt4Linear
 from core.worker.model.kv_cache import SlotCache
 from core.worker.model.merged_linear import MergedLinearSlice
@@ -34,6 +35,10 @@ NUM_SAMPLES = 12
 NUM_DECODED = 4
 
 Function = Callable[[torch.Tensor], torch.Tensor]
+# Half of what Tensor.to takes.
+CASTS: dict[torch.dtype, Function] = {
+    torch.bfloat16: torch.Tensor.bfloat16, torch.float16: torch.Tensor.half, torch.float32: torch.Tensor.float
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -141,14 +146,8 @@ class FastDecodePass:
         outputs = []
         for row, (slot, position) in zip(query.unsqueeze(2).split(1), places, strict=True):
             keys, values = self._slot_caches[slot][number]
-            attended = scaled_dot_product_attention(
-                row,
-                keys.narrow(2, 0, position + 1),
-                values.narrow(2, 0, position + 1),
-                scale=layer.scaling,
-                enable_gqa=True,
-            )
-            outputs.append(attended.view(1, -1))
+            key, value = keys.narrow(2, 0, position + 1), values.narrow(2, 0, position + 1)
+            outputs.append(attend_by_key(row, key, value, layer.scaling))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -215,15 +214,17 @@ def _read_layer(layer: Any) -> _Layer:
 
 
 def _norm(module: Any) -> Function:
-    weight, eps = module.weight, getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    (size,) = weight.shape
+    weight: torch.Tensor = module.weight
+    # A number of Python's becomes a tensor for each operation.
+    eps = torch.tensor(getattr(module, "variance_epsilon", getattr(module, "eps", None)))
+    size = torch.tensor(float(weight.shape[0]))
 
     def norm(x: torch.Tensor) -> torch.Tensor:
         # What torch.rms_norm computes, in fewer operations; rounded before the product with the weight, as in
         # transformers' models.
         wide = x.float()
         scale = wide.square().sum(-1, True).div_(size).add_(eps).rsqrt_()
-        return (wide * scale).to(x.dtype).mul_(weight)
+        return CASTS[x.dtype](wide * scale).mul_(weight)
 
     return norm
 

@@ -59,6 +59,7 @@ def has_matrix_units(capabilities: Mapping[str, Any]) -> bool:
     return any(capabilities.get(name, False) for name in CAPABILITIES)
 
 
+@cache
 def multiplies_bfloat16() -> bool:
     """Whether this machine's CPU does. An older torch, which the machine may bring, does not tell."""
     return has_matrix_units(getattr(torch.cpu, "get_capabilities", dict)())
