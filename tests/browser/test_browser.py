@@ -220,8 +220,9 @@ def test_a_first_visit_to_a_page_other_than_home_has_its_frame(browser: Browser,
 
 
 def test_a_question_sent_while_an_answer_runs_is_asked_after_it(page: Page) -> None:
-    """What the model says next depends on how far the letter came, so any answer will do."""
-    open_new_chat(page)
+    """What the model says next depends on how far the letter came, so any answer will do. One that repeated itself up
+    to the usual limit took a slow machine longer than anybody waits."""
+    open_new_chat(page, longest_answer=400)
     ask(page, LONG_QUESTION)
     expect(last_answer(page)).to_contain_text(WELL_BEGUN, timeout=ANSWER_MS)
     ask(page, "Forget that. What is the capital of France?")
