@@ -97,12 +97,18 @@ def fitting_adapters(model: Path) -> list[Path]:
 
 def answering_adapters(model: Path, room: AdapterRoom) -> list[Path]:
     """Of `fitting_adapters` those that a load with `room` can have."""
-    return [folder for folder, shape in _fitting(model) if room.holds(shape.rank, shape.changes_experts)]
+    return adapters_by_room(model, room)[0]
 
 
-def lacking_room(model: Path, room: AdapterRoom) -> list[AdapterShape]:
-    """Of `fitting_adapters` those that a load with `room` cannot have."""
-    return [shape for _, shape in _fitting(model) if not room.holds(shape.rank, shape.changes_experts)]
+def adapters_by_room(model: Path, room: AdapterRoom) -> tuple[list[Path], list[AdapterShape]]:
+    """Of `fitting_adapters` those that a load with `room` can have, and those that it cannot."""
+    answering, lacking = list[Path](), list[AdapterShape]()
+    for folder, shape in _fitting(model):
+        if room.holds(shape.rank, shape.changes_experts):
+            answering.append(folder)
+        else:
+            lacking.append(shape)
+    return answering, lacking
 
 
 def _fitting(model: Path) -> list[tuple[Path, AdapterShape]]:

@@ -190,7 +190,9 @@ def test_a_base_with_other_experts_is_noticed(plain: Path, tmp_path: Path) -> No
     linears = dict(read_plain(plain).linears)
     fewer = {name: sizes for name, sizes in linears.items() if ".experts.3." not in name}
     assert key_of(folder, fewer) == "adapter_base_experts"
-    wider = {name: (64, 96) if name.endswith(("up_proj", "gate_proj")) else sizes for name, sizes in linears.items()}
+    wider = {name: (64, 96) if name.endswith("up_proj") else sizes for name, sizes in linears.items()}
+    assert key_of(folder, wider) == "adapter_base_experts"
+    wider |= {name: (64, 96) for name in linears if name.endswith("gate_proj")}
     gate_up = make_adapter(plain, tmp_path / "gate-up", **PARAMETERS["gate and up alone"])
     with pytest.raises(CheckpointError) as raised:
         match_base(read_adapter(gate_up), "base", wider)

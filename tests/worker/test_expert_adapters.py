@@ -318,7 +318,6 @@ def test_captured_steps_compute_each_chats_own_adapter(
     case = make_case(tmp_path, CONFIG, recipe)
     source = sys.modules["transformers.models.qwen3_moe.modeling_qwen3_moe"]
     rotate = source.apply_rotary_pos_emb
-    monkeypatch.setattr(source, "apply_rotary_pos_emb", rotate)
 
     def peft_logits(adapter: str | None, tokens: list[int]) -> torch.Tensor:
         # Fusing replaces it for the process.

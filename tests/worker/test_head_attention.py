@@ -10,17 +10,9 @@ import torch
 
 from core.worker.kernels import decode_attention
 from tests.support.head_attention_tests import *  # noqa: F403
-from tests.support.ptx_on_cpu import CpuModule
+from tests.support.ptx_on_cpu import CpuModule, Gpu
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-
-
-class Gpu:
-    """What kernels ask of a GPU before they are compiled."""
-
-    major = 8
-    multi_processor_count = 4
-    shared_memory_per_block_optin, shared_memory_per_multiprocessor = 227 * 1024, 228 * 1024
 
 
 @pytest.fixture(autouse=True, scope="module")

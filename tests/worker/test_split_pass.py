@@ -12,7 +12,6 @@ from typing import Any
 import gptqmodel  # noqa: F401
 import pytest
 import torch
-from transformers.models.llama import modeling_llama
 
 from core.engine.sampling_params import Sampling
 from core.memory.pages import full_pages
@@ -41,9 +40,7 @@ def kernels() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # An engine puts its own there, for its process.
-    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
+def inference() -> Iterator[None]:
     with torch.inference_mode():
         yield
 

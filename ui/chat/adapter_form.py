@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from core.chat.records import ChatInfo
-from core.engine.protocol import EngineState
-from ui.chat.adapter_choice import adapter_of, adapters_here, adapters_without_room
+from core.checkpoint.adapters import AdapterShape
+from ui.chat.adapter_choice import adapter_of, adapters_by_room
 from ui.chat.chat_settings import change_settings
 from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of
@@ -19,14 +19,16 @@ MAX_NAMES, NAME_CHARS = 5, 60
 
 def adapter_form(tag: str, info: ChatInfo) -> None:
     state = engine().state
-    names = [folder.name for folder in adapters_here(state)]
+    answering, lacking = adapters_by_room(state)
+    names = [folder.name for folder in answering]
     shown = str(info.settings.get("adapter") or "")
     if shown and shown not in names:
         # It can be given up.
         names.append(shown)
     if names:
         _draw_choice(tag, shown, names)
-    _say_who_lacks_room(state)
+    if lacking:
+        _say_who_lacks_room(lacking, state.model or "")
 
 
 def _draw_choice(tag: str, shown: str, names: list[str]) -> None:
@@ -41,13 +43,12 @@ def _draw_choice(tag: str, shown: str, names: list[str]) -> None:
                  format_func=lambda name: name or text("chat.adapter_none"), on_change=choose)  # fmt: skip
 
 
-def _say_who_lacks_room(state: EngineState) -> None:
-    """One that was loaded without room for it was once offered, and each answer with it failed."""
-    if lacking := adapters_without_room(state):
-        names = [shortened(one.name, NAME_CHARS) for one in lacking[:MAX_NAMES]] + ["…"] * (len(lacking) > MAX_NAMES)
-        need_experts = any(one.changes_experts for one in lacking)
-        key = "chat.adapter_no_expert_room" if need_experts else "chat.adapter_no_room"
-        st.caption(tr(key, names=", ".join(names), model=state.model or ""))
+def _say_who_lacks_room(lacking: list[AdapterShape], model: str) -> None:
+    """One without room was once offered, and each answer with it failed."""
+    names = [shortened(one.name, NAME_CHARS) for one in lacking[:MAX_NAMES]] + ["…"] * (len(lacking) > MAX_NAMES)
+    need_experts = any(one.changes_experts for one in lacking)
+    key = "chat.adapter_no_expert_room" if need_experts else "chat.adapter_no_room"
+    st.caption(tr(key, names=", ".join(names), model=model))
 
 
 def say_adapter_is_gone(info: ChatInfo) -> None:

@@ -29,13 +29,13 @@ const watch = (main) => {
     // After the reader's hand the page moves on for a moment. It goes down by a hand alone: else it is Streamlit.
     let downUntil = 0, last = { top: main.scrollTop, height: main.scrollHeight }, finger = 0;
     const moved = (isUp) => {
-        main.llamadeckMoved = performance.now();
         if (isUp) {
             downUntil = 0;
             release(main);
             main.llamadeckReading = main.scrollTop;
         } else {
-            downUntil = performance.now() + 1000;
+            main.llamadeckMoved = performance.now();
+            downUntil = main.llamadeckMoved + 1000;
             main.llamadeckReading = Infinity;
         }
     };
