@@ -128,11 +128,15 @@ def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, Lo
             owners |= {f"{stack}.{one}" for stack in experts for one in STACKED_PARAMETERS}
             if any(f".{owner}".endswith(tail) for owner in owners):
                 is_router = bool(experts) and ROUTER.search(module) is not None
-                raise CheckpointError(
-                    "adapter_router" if is_router else "adapter_plain_matrix",
-                    adapter=adapter.name, base=checkpoint.name, module=module, name=module.rpartition(".")[2],
-                ) from error  # fmt: skip
+                raise _not_quantized(adapter.name, checkpoint.name, module, is_router) from error
         raise
+
+
+def _not_quantized(adapter: str, base: str, module: str, is_router: bool) -> CheckpointError:
+    if is_router:
+        name = module.rpartition(".")[2]
+        return CheckpointError("adapter_router", adapter=adapter, base=base, module=module, name=name)
+    return CheckpointError("adapter_plain_matrix", adapter=adapter, base=base, module=module)
 
 
 def _expert_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
