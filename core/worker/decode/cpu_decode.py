@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, linear, silu
+from torch.nn.functional import embedding, linear, scaled_dot_product_attention, silu
 from transformers import PreTrainedModel
 
 from core.memory.step_sizes import VERIFIED_TOKENS
 from core.worker.kernels.cpu_int4_prefill import multiplies_bfloat16
-from core.worker.model.attention import attend_by_key
+from core.worker.model.attention import pack_by_key, unpack_by_key
 from core.worker.model.backends.aten_int4 import CpuInt4Linear
 from core.worker.model.kv_cache import SlotCache
 from core.worker.model.merged_linear import MergedLinearSlice
@@ -143,12 +143,14 @@ class FastDecodePass:
     def _attend(self, number: int, layer: _Layer, query: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
         """[rows, heads * head dim]. Each row by itself, over its own length: its result then does not depend on the
         other slots, nor on what follows."""
+        keys, _ = self._caches[number]
+        packed = pack_by_key(query.unsqueeze(2), keys.shape[1])
         outputs = []
-        for row, (slot, position) in zip(query.unsqueeze(2).split(1), places, strict=True):
+        for row, (slot, position) in zip(packed.split(1), places, strict=True):
             keys, values = self._slot_caches[slot][number]
             key, value = keys.narrow(2, 0, position + 1), values.narrow(2, 0, position + 1)
-            outputs.append(attend_by_key(row, key, value, layer.scaling))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            outputs.append(scaled_dot_product_attention(row, key, value, scale=layer.scaling))
+        return unpack_by_key(outputs[0] if len(outputs) == 1 else torch.cat(outputs), query.shape[1])
 
 
 def make_fast_decode(model: PreTrainedModel, runner: ModelRunner) -> FastDecodePass | None:
