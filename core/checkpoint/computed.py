@@ -20,5 +20,9 @@ COMPUTED = re.compile(
 MASK = re.compile(r"(^|\.)(attn|self_attn|attention|self_attention)(\.attention)?\.(bias|causal_mask)$")
 
 
+# How the names of most tensors end, which are learned: a model of experts has 300,000.
+LEARNED = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight")
+
+
 def is_computed(name: str, tensor: TensorInfo) -> bool:
-    return bool(COMPUTED.search(name) or (MASK.search(name) and len(tensor.shape) == 4))
+    return not name.endswith(LEARNED) and bool(COMPUTED.search(name) or (MASK.search(name) and len(tensor.shape) == 4))

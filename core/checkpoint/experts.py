@@ -92,10 +92,11 @@ def are_experts_alike(
 
     Gate and up of one expert have their inputs in one order; `has_orders`: the matrices tell which.
     """
-    of_experts = [one for name in tensors if (one := expert_matrix(name)) is not None]
-    is_plain = any(one.part in ("weight", "bias") for one in of_experts)
     is_swiglu = text.get("hidden_act", "silu") in ("silu", "swish") and text.get("model_type") not in OWN_GATES
-    if of_experts and (is_plain or not is_swiglu):
+    if not is_swiglu and any(map(expert_matrix, tensors)):
+        return False
+    unpacked = (one for name in tensors if name.endswith((".weight", ".bias")) and (one := expert_matrix(name)))
+    if any(one.part in ("weight", "bias") for one in unpacked):
         return False
     kinds: dict[tuple[str, bool], set[tuple[int, int, bool]]] = defaultdict(set)
     orders: dict[str, set[str]] = defaultdict(set)

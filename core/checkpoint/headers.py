@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from core.common.files import regular_size
 from core.common.plain_json import load_json
 from core.common.values import is_whole, printable
 
-# A header lists every tensor of a file; 405B's shards have less than 1 MB. The Hub itself reads no more than this.
-MAX_HEADER_BYTES = 25_000_000
+# A header lists every tensor of a file, an index those of all files: of Qwen3-Coder-Next, whose 48 layers have 512
+# experts each, 295,000 in 27 MB. A header has eight or nine values for each.
+MAX_HEADER_BYTES, MAX_HEADER_VALUES = 50_000_000, 4_000_000
 MAX_CONFIG_BYTES = 10_000_000
 # An index has a line for each tensor of all files: 190,000 of MiniMax-M2's experts, in 18 MB.
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -94,7 +96,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if not 2 <= header_bytes <= min(size - 8, MAX_HEADER_BYTES):
                 raise CheckpointError("corrupt_weights", folder=folder, file=name)
-            header = load_json(file.read(header_bytes).decode("utf-8"))
+            header = load_header(file.read(header_bytes))
         tensors, end = parse_header(path.name, header, 8 + header_bytes)
     except OSError as error:
         raise unreadable(path, error) from error
@@ -107,6 +109,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
+def load_header(data: bytes) -> dict[str, Any]:
+    """A safetensors header as it is; raises as parse_header does."""
+    header: dict[str, Any] = load_json(data.decode("utf-8"), MAX_HEADER_VALUES)
+    return header
+
+
 def parse_header(file: str, header: dict[str, Any], data_begin: int) -> tuple[dict[str, TensorInfo], int]:
     """The tensors that a safetensors header lists, and where their bytes end, counted from the file's start.
 
@@ -117,7 +125,7 @@ def parse_header(file: str, header: dict[str, Any], data_begin: int) -> tuple[di
         raise ValueError("the metadata are not texts by name")
     tensors = {name: parse_entry(file, entry, data_begin) for name, entry in header.items() if name != "__metadata__"}
     end = data_begin
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
+    for tensor in sorted(tensors.values(), key=attrgetter("begin", "end")):
         if tensor.begin != end:
             raise ValueError(f"tensors overlap or leave a gap at {end}")
         end = tensor.end
@@ -127,13 +135,16 @@ def parse_header(file: str, header: dict[str, Any], data_begin: int) -> tuple[di
 def parse_entry(file: str, entry: dict[str, Any], data_begin: int) -> TensorInfo:
     """One tensor of a header; raises as parse_header does."""
     shape, (begin, end) = entry["shape"], entry["data_offsets"]
-    numbers = [*shape, begin, end]
-    if len(shape) > MAX_DIMENSIONS or not all(is_whole(number) and number >= 0 for number in numbers):
+    if len(shape) > MAX_DIMENSIONS or not all(map(_is_size, (*shape, begin, end))):
         raise ValueError("sizes and offsets are whole numbers, and not negative")
     info = TensorInfo(file, entry["dtype"], tuple(shape), data_begin + begin, data_begin + end)
     if info.num_bytes != math.prod(shape) * DTYPE_BYTES[info.dtype]:
         raise ValueError("a tensor does not have the bytes of its shape")
     return info
+
+
+def _is_size(number: object) -> bool:
+    return is_whole(number) and number >= 0
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

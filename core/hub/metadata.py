@@ -20,7 +20,14 @@ import httpx2
 
 from core.checkpoint.adapters import AdapterShape, read_adapter_files
 from core.checkpoint.checkpoint import Checkpoint, read_model
-from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, max_json_bytes, parse_header
+from core.checkpoint.headers import (
+    MAX_CONFIG_BYTES,
+    MAX_HEADER_BYTES,
+    TensorInfo,
+    load_header,
+    max_json_bytes,
+    parse_header,
+)
 from core.checkpoint.weight_files import ADAPTER_CONFIG, is_plain_name
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.plain_json import load_json
@@ -209,7 +216,7 @@ def read_header(source: Repository, file: str) -> dict[str, TensorInfo]:
     try:
         if len(data) < data_begin:
             raise ValueError("the header is too long, or the file ends in it")
-        tensors, end = parse_header(file, load_json(data[8:data_begin].decode("utf-8")), data_begin)
+        tensors, end = parse_header(file, load_header(data[8:data_begin]), data_begin)
         if size not in (None, end):
             raise ValueError("the file is longer or shorter than its header says")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -490,6 +490,15 @@ def test_a_header_that_lies_about_its_length_is_refused(tmp_path: Path, length: 
     assert caught.value.key == "corrupt_weights"
 
 
+def test_one_file_may_hold_the_experts_of_every_layer(tmp_path: Path) -> None:
+    """A model of 48 layers with 512 experts each, in one file, was told to be damaged: its header had more values than
+    a configuration may have."""
+    count = 130_000
+    header = {f"a.{number}": entry([1], number, number + 1) for number in range(count)}
+    path = write_raw(tmp_path / "x.safetensors", json.dumps(header).encode(), bytes(count))
+    assert len(read_header(path)) == count
+
+
 BODY = b"abcd"
 GOOD = {
     "one tensor": {"a": entry([4], 0, 4)},

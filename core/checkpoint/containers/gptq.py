@@ -72,7 +72,18 @@ class GptqContainer:
         )
 
     def read(self, model: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedMatrix]:
-        return {name: _read_matrix(model, name, format, tensors) for name in matrix_names(CODES, tensors)}
+        # Experts are alike by the thousand: what is right for one matrix is not checked again for those of its shapes.
+        known: dict[tuple[tuple[Part, tuple[int, ...]], ...], QuantizedMatrix] = {}
+        matrices = {}
+        for name in matrix_names(CODES, tensors):
+            parts = parts_of(model, name, ENDINGS, tensors)
+            shapes = tuple([(part, tensors[stored].shape) for part, stored in parts.items()])
+            if shapes not in known:
+                known[shapes] = _read_matrix(model, name, parts, format, tensors)
+            like = known[shapes]
+            order = name if like.format.is_permuted else ""
+            matrices[name] = QuantizedMatrix(name, like.in_features, like.out_features, like.format, parts, order)
+        return matrices
 
 
 def names_gptq(found: Mapping[str, Any]) -> bool:
@@ -92,8 +103,9 @@ def _subtracts_words(found: Mapping[str, Any]) -> bool:
     return any(str(one).startswith(WORDS_WRITER) for one in (named if isinstance(named, list) else [named]))
 
 
-def _read_matrix(model: str, name: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> QuantizedMatrix:
-    parts = parts_of(model, name, ENDINGS, tensors)
+def _read_matrix(
+    model: str, name: str, parts: Mapping[Part, str], format: MatrixFormat, tensors: Mapping[str, TensorInfo]
+) -> QuantizedMatrix:
     shapes = {part: tensors[stored].shape for part, stored in parts.items()}
     rows, out_features = shapes["codes"]
     if format.bits in (4, 8) and shapes.get("scales", ())[1:] == (out_features * 2 // format.bits,):
@@ -105,7 +117,7 @@ def _read_matrix(model: str, name: str, format: MatrixFormat, tensors: Mapping[s
     # Without a tensor that tells otherwise the inputs are in order.
     is_permuted = format.is_permuted and "input_groups" in parts
     own = replace(format, bits=bits, group_size=group_size, is_permuted=is_permuted)
-    matrix = QuantizedMatrix(name, in_features, out_features, own, parts, name if is_permuted else "")
+    matrix = QuantizedMatrix(name, in_features, out_features, own, parts)
     _check_shapes(model, matrix, format, tensors)
     return matrix
 
