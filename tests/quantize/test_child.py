@@ -113,6 +113,28 @@ def test_perplexity_is_that_of_transformers(tmp_path: Path, family: str, sizes: 
     assert told == [0.5, 1.0]
 
 
+def test_experts_that_lie_the_other_way_are_turned(tmp_path: Path) -> None:
+    """gpt-oss's class has experts as [in, out], with a bias each, and gptqmodel writes each by itself: all layers were
+    quantized, and then the result could not be measured and was thrown away."""
+    folder = make_plain(tmp_path / "model", "gpt_oss", num_local_experts=4, num_experts_per_tok=2, head_dim=16)
+    whole = perplexity.measure(folder, "cpu", ignore)
+    apart: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        stack, _, own = name.rpartition(".")
+        if not stack.endswith(".experts"):
+            apart[name] = tensor
+            continue
+        projection, kind = own.removesuffix("_bias"), "bias" if own.endswith("_bias") else "weight"
+        for number, one in enumerate(tensor):
+            lying = one.T if kind == "weight" else one
+            halves = lying.chunk(2) if projection == "gate_up_proj" else [lying]
+            parts = ("gate_proj", "up_proj") if projection == "gate_up_proj" else (projection,)
+            for part, half in zip(parts, halves, strict=True):
+                apart[f"{stack}.{number}.{part}.{kind}"] = half.contiguous()
+    save_file(apart, folder / WEIGHTS)
+    assert perplexity.measure(folder, "cpu", ignore) == whole
+
+
 def test_progress_is_told_by_layers() -> None:
     told: list[tuple[float, dict[str, int]]] = []
     progress = Progress(lambda fraction, **more: told.append((fraction, more)), 4)

@@ -32,7 +32,8 @@ def measure(folder: Path, device: str, report: Callable[..., None]) -> dict[str,
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    weights = LazyWeights(folder, dtype, tied_names(model), device)
+    turned = {name for name, module in model.named_modules() if getattr(module, "is_transposed", False)}
+    weights = LazyWeights(folder, dtype, tied_names(model), device, turned)
     tokenizer, length = read_tokenizer(folder), row_tokens(config.to_dict())
     windows = {
         language: cut(tokenizer.encode(path.read_text("utf-8")).ids, length) for language, path in HELD_OUT.items()

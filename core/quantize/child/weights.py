@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -31,12 +31,18 @@ class LazyWeights(Mapping[str, torch.Tensor]):
     """The tensors of the checkpoint in `folder` by the names of transformers' class, read from disk at each look.
 
     A GPTQ matrix is there as NAME.weight in `dtype`, [out, in] or as the family has it. So is what the class has as one
-    and the files do not: gate and up, and all experts of a layer as [experts, out, in]. `tied` names tensors that stand
-    for others where files leave them out, as the head of a tied model. Raises CheckpointError for what is no number.
+    and the files do not: gate and up, and all experts of a layer as [experts, out, in], those of `turned_experts` as
+    [experts, in, out]. `tied` names tensors that stand for others where files leave them out, as the head of a tied
+    model. Raises CheckpointError for what is no number.
     """
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype, tied: Mapping[str, str] | None = None, device: str = "cpu"
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        tied: Mapping[str, str] | None = None,
+        device: str = "cpu",
+        turned_experts: Collection[str] = (),
     ) -> None:
         self._folder, self._dtype, self._device = folder, dtype, device
         config = read_json(folder / "config.json") or {}
@@ -49,6 +55,7 @@ class LazyWeights(Mapping[str, torch.Tensor]):
         self._quantized = {name.removesuffix(".qweight") for name in self._tensors if name.endswith(".qweight")}
         self._experts = count_experts(self._tensors)
         self._tied = tied or {}
+        self._turned_experts = frozenset(turned_experts)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         value = self._find(name)
@@ -70,16 +77,19 @@ class LazyWeights(Mapping[str, torch.Tensor]):
         return sum(1 for _ in self)
 
     def _find(self, name: str) -> torch.Tensor | None:
-        module = name.removesuffix(".weight")
         if name in self._tensors:
             return self._read(name)
-        if module in self._quantized:
+        module, kind = _parted(name)
+        if kind == "weight" and module in self._quantized:
             return self._dequantized(module)
         owner, _, own = module.rpartition(".")
         if owner in self._experts:
-            found = [self._find(f"{owner}.{number}.{own}.weight") for number in range(self._experts[owner])]
-            return self._together(found, torch.stack)
-        parts = [self._find(f"{owner}.{part}{name[len(module) :]}") for part in FUSED.get(own, ())]
+            found = [self._find(f"{owner}.{number}.{own}.{kind}") for number in range(self._experts[owner])]
+            stacked = self._together(found, torch.stack)
+            if stacked is not None and kind == "weight" and owner in self._turned_experts:
+                return stacked.transpose(1, 2)
+            return stacked
+        parts = [self._find(f"{owner}.{part}.{kind}") for part in FUSED.get(own, ())]
         return self._together(parts, torch.cat)
 
     def _together(self, parts: list[torch.Tensor | None], join: object) -> torch.Tensor | None:
@@ -106,6 +116,15 @@ class LazyWeights(Mapping[str, torch.Tensor]):
         zeros = unpack(words.T.contiguous(), self._bits).T
         weight = (codes - zeros[groups]).float() * scales[groups]
         return weight if self._is_turned else weight.T.contiguous()
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """A matrix's name and which of its tensors `name` is. Classes call those of all experts "….down_proj" and
+    "….down_proj_bias"."""
+    for ending in (".weight", ".bias", "_bias"):
+        if name.endswith(ending):
+            return name.removesuffix(ending), ending[1:]
+    return name, "weight"
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
