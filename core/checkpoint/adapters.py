@@ -43,6 +43,9 @@ SAME_MODEL = re.compile(
 )
 # What is beside the language model in one that sees or hears; its layers have the same names within.
 TOWER = re.compile(r"(?:^|[._])(?:vision|visual|vit|image|audio|speech)(?:[._]|$)")
+# What can be wrong with a file of any kind. Of an adapter's it is told in words of its own: nobody fetches a model anew
+# for it, and only by these words the API knows whose file it is.
+FILE_FAULTS = ("unreadable", "bad_json", "config_too_large", "corrupt_weights", "truncated")
 # Settings that make more of an adapter than B times A, with the name that people know each by.
 VARIANTS = {
     "use_dora": "DoRA",
@@ -104,6 +107,8 @@ def read_adapter(folder: Path) -> AdapterShape:
     except CheckpointError as error:
         if error.key == "adapter_none":
             raise CheckpointError("adapter_none", folder=printable(str(folder))) from error
+        if error.key in FILE_FAULTS:
+            raise CheckpointError(f"adapter_{error.key}", **error.params) from error
         raise
 
 

@@ -59,8 +59,10 @@ class AdapterReader:
         try:
             version = str(use.folder), _changed_ns(use, ADAPTER_CONFIG), _changed_ns(use, WEIGHTS)
             weights = self._read.pop(version, None) or self._read_weights(adapter)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError("corrupt_weights", folder=adapter.name, file=why_of(error)) from error
+        except OSError as error:
+            raise CheckpointError("adapter_unreadable", file=adapter.name, why=why_of(error)) from error
+        except SafetensorError as error:
+            raise CheckpointError("adapter_corrupt_weights", folder=adapter.name, file=WEIGHTS) from error
         self._read[version] = weights
         while len(self._read) > self._bank.room.count:
             self._read.popitem(last=False)
@@ -94,7 +96,7 @@ class AdapterReader:
         sizes = (matrix.rank, matrix.in_features), (matrix.out_features, matrix.rank)
         if (tuple(read_a.shape), tuple(read_b.shape)) != sizes:
             # A training has written the file anew since its header was read.
-            raise CheckpointError("corrupt_weights", folder=adapter.name, file=WEIGHTS)
+            raise CheckpointError("adapter_rewritten", adapter=adapter.name)
         a = read_a.to(self._bank.dtype)
         b = (read_b.float() * matrix.scale).to(self._bank.dtype)
         if not (a.isfinite().all() and b.isfinite().all()):

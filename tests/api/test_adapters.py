@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,11 @@ import httpx2
 import openai
 import pytest
 
+from core.api.errors import shape_of
+from core.checkpoint.adapters import FILE_FAULTS
+from core.common.errors import CheckpointError
+from core.common.i18n import catalogue
+from core.common.paths import ROOT
 from core.engine.runner import Runner
 from core.memory.adapter_room import AdapterRoom
 from tests.support.adapters import write_adapter
@@ -77,3 +83,26 @@ def test_a_model_without_room_says_how_to_make_some(api_home: Path, runner: Runn
         refused = httpx2.post(f"{url}/v1/completions", json=body, timeout=WAIT_S)
         assert refused.status_code == 400 and "room" in error(refused)["message"]
         assert len(httpx2.get(f"{url}/v1/models", timeout=WAIT_S).json()["data"]) > 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    sorted(
+        {f"adapter_{one}" for one in FILE_FAULTS}
+        | {
+            word
+            for path in (
+                "checkpoint/adapters",
+                "checkpoint/adapter_patterns",
+                "memory/adapter_room",
+                "worker/adapter_reader",
+            )
+            for word in re.findall(r'"(adapter_\w+)"', (ROOT / "core" / f"{path}.py").read_text("utf-8"))
+            if f"error.{word}" in catalogue("en")
+        }
+    ),
+)
+def test_whatever_is_wrong_with_an_adapter_is_no_fault_of_the_server(key: str) -> None:
+    """A configuration that was cut off was one, while each of the others was the sender's to mend."""
+    shape = shape_of(CheckpointError(key))
+    assert (shape.status, shape.code) == (400, "adapter")

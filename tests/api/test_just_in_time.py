@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from core.api import completions, generation
+from core.checkpoint.weight_files import ADAPTER_CONFIG
 from core.engine.runner import Runner
 from core.library.last_model import LastModel, note_last_model
 from core.memory.adapter_room import AdapterRoom
@@ -251,6 +252,10 @@ def test_an_adapter_that_cannot_answer_takes_no_models_place(url: str, runner: R
         missing.status_code == 404 and "fits" in error(missing)["message"] and "wide" not in error(missing)["message"]
     )
     assert wrong.status_code == 400 and "128 x 128" in error(wrong)["message"]
+    broken = write_adapter(models.parent / "adapters" / "broken", models / OTHER)
+    (broken / ADAPTER_CONFIG).write_text('{"r": 4,', "utf-8")
+    unread = ask(url, f"{OTHER}:broken")
+    assert (unread.status_code, error(unread)["code"]) == (400, "adapter") and "broken" in error(unread)["message"]
     assert runner.state.phase == "ready" and runner.state.model == MODEL
     # Chosen for the last load, and less than it needs.
     note_last_model(LastModel(OTHER, 512, 1, AdapterRoom(1, 2)))

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.adapter_folders import find_adapter, list_adapters
 from core.checkpoint.adapters import MAX_BASE_CHARS, WEIGHTS, is_other_base, match_base, read_adapter
+from core.checkpoint.headers import MAX_CONFIG_BYTES
 from core.checkpoint.weight_files import ADAPTER_CONFIG
 from core.common.errors import CheckpointError, InputError
 from core.quantize.options import QuantizeOptions, merge_steps
@@ -116,6 +117,31 @@ def a_cut_file(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-10])
 
 
+def an_empty_file(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(b"")
+
+
+def three_bytes(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(b"abc")
+
+
+def half_a_config(folder: Path) -> None:
+    (folder / ADAPTER_CONFIG).write_text('{"r": 4,', "utf-8")
+
+
+def a_list_for_a_config(folder: Path) -> None:
+    (folder / ADAPTER_CONFIG).write_text("[]", "utf-8")
+
+
+def a_vast_config(folder: Path) -> None:
+    (folder / ADAPTER_CONFIG).write_text(" " * (MAX_CONFIG_BYTES + 1), "utf-8")
+
+
+def a_config_without_end(folder: Path) -> None:
+    (folder / ADAPTER_CONFIG).unlink()
+    (folder / ADAPTER_CONFIG).symlink_to("/dev/zero")
+
+
 @pytest.mark.parametrize(
     ("damage", "key"),
     [
@@ -127,14 +153,20 @@ def a_cut_file(folder: Path) -> None:
         (nothing, "adapter_empty"),
         (other_sides, "adapter_shapes"),
         (nothing_gathered, "adapter_not_gathered"),
-        (a_cut_file, "truncated"),
+        (a_cut_file, "adapter_truncated"),
+        (an_empty_file, "adapter_corrupt_weights"),
+        (three_bytes, "adapter_corrupt_weights"),
+        (half_a_config, "adapter_bad_json"),
+        (a_list_for_a_config, "adapter_bad_json"),
+        (a_vast_config, "adapter_config_too_large"),
+        (a_config_without_end, "adapter_unreadable"),
     ],
 )
 def test_files_that_are_no_adapter_are_refused(copy: Path, damage: Callable[[Path], None], key: str) -> None:
     damage(copy)
     with pytest.raises(CheckpointError) as raised:
         read_adapter(copy)
-    assert raised.value.key == key
+    assert raised.value.key == key and "model again" not in str(raised.value)
 
 
 def test_an_adapter_meets_the_matrices_of_its_base(plain: Path, adapter: Path) -> None:

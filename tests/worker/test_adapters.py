@@ -256,7 +256,7 @@ def test_an_adapter_that_changes_while_it_is_read_ends_its_request_alone(
     _, reader = load(case, AdapterRoom(1, 8))
     with pytest.raises(DeckError) as caught:
         reader.read(AdapterUse("changing", folder))
-    assert caught.value.key == "corrupt_weights"
+    assert caught.value.key == "adapter_rewritten"
 
 
 def test_an_adapter_that_cannot_be_beside_the_model_is_refused_in_words(case: Case, tmp_path: Path) -> None:
