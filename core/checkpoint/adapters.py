@@ -27,6 +27,8 @@ from core.common.values import is_whole, printable, quoted_json
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MAX_RANK = 256
+# How safetensors' names of floating point numbers begin; "BOOL" is none.
+FLOATS = ("F", "BF")
 # So much of what it calls its base is kept, the end with the name: a stranger's text may be of any length.
 MAX_BASE_CHARS = 300
 # `base_model.model.` is PEFT's own wrapper. Some trainers keep the adapter's name between the part and "weight".
@@ -199,7 +201,11 @@ def _matrix(
         raise CheckpointError("adapter_not_gathered", adapter=name, module=printable(module))
     if not is_stacked and ALL_EXPERTS.search(module) and _are_of_many(a, b, rank):
         raise CheckpointError("adapter_foreign_experts", adapter=name, module=printable(module))
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.dtype[0] not in "BF":
+    for tensor in found.values():
+        if not tensors[tensor].dtype.startswith(FLOATS):
+            dtype = tensors[tensor].dtype
+            raise CheckpointError("adapter_dtype", adapter=name, tensor=printable(tensor), dtype=dtype)
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         raise CheckpointError("adapter_shapes", adapter=name, module=printable(module), a=str(list(a.shape)),
                               b=str(list(b.shape)))  # fmt: skip
     num_experts = _num_experts(a.shape[0], rank) if is_stacked else 1

@@ -113,6 +113,24 @@ def nothing_gathered(folder: Path) -> None:
     save_file(dict.fromkeys(load_file(folder / WEIGHTS), np.ones(0, np.float32)), folder / WEIGHTS)
 
 
+def retype(folder: Path, part: str, dtype: type[np.generic]) -> None:
+    """Of every matrix whose name holds `part`."""
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: one.astype(dtype) if part in name else one for name, one in tensors.items()}, folder / WEIGHTS)
+
+
+def codes(folder: Path) -> None:
+    retype(folder, "lora_", np.int8)
+
+
+def codes_for_b(folder: Path) -> None:
+    retype(folder, "lora_B", np.int8)
+
+
+def truths(folder: Path) -> None:
+    retype(folder, "lora_", np.bool_)
+
+
 def a_cut_file(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-10])
 
@@ -153,6 +171,9 @@ def a_config_without_end(folder: Path) -> None:
         (nothing, "adapter_empty"),
         (other_sides, "adapter_shapes"),
         (nothing_gathered, "adapter_not_gathered"),
+        (codes, "adapter_dtype"),
+        (codes_for_b, "adapter_dtype"),
+        (truths, "adapter_dtype"),
         (a_cut_file, "adapter_truncated"),
         (an_empty_file, "adapter_corrupt_weights"),
         (three_bytes, "adapter_corrupt_weights"),
