@@ -238,6 +238,7 @@ def test_json_is_counted_before_it_is_built(monkeypatch: pytest.MonkeyPatch, tmp
     for module in ("core.common.plain_json", "core.personas.parse", "core.chat.importing"):
         monkeypatch.setattr(f"{module}.MAX_VALUES", 1000)
     monkeypatch.setattr("core.common.plain_json.load_json.__defaults__", (1000,))
+    monkeypatch.setattr("core.checkpoint.headers.MAX_HEADER_VALUES", 1000)
     text = '{"a": [' + f"{value}," * 200_000 + "0]}"
     path = write(tmp_path / "config.json", text)
     weights = write(tmp_path / "x.safetensors", struct.pack("<Q", len(text)) + text.encode())
