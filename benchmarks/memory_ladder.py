@@ -341,6 +341,11 @@ def fill(tried: Filling, num_bytes: int) -> tuple[str, float, float]:
     chunk_tokens = case.sizes.chunk_tokens
     try:
         with torch.inference_mode():
+            if bank is not None:
+                # No slot has an adapter, as after a load: the filling before this one left its own.
+                for slot in range(bank.num_slots):
+                    bank.set_slot(slot, None)
+                bank.select(range(bank.num_slots))
             cache = case.cache(context_tokens, num_slots)
             num_pages = cache.num_pages(num_slots, context_tokens) if shape.is_capturable else None
             slots = ModelRunner(

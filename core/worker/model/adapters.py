@@ -63,7 +63,7 @@ class AdapterBank:
     """
 
     def __init__(self, room: AdapterRoom, num_slots: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.room, self.device, self.dtype = room, device, dtype
+        self.room, self.num_slots, self.device, self.dtype = room, num_slots, device, dtype
         self.kernels = _find_kernels(device, dtype)
         count = num_slots + 1
         places = torch.full((count,), NO_PLACE, dtype=torch.int32, device=device)
