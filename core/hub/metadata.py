@@ -126,7 +126,7 @@ class RepositoryFiles:
         "several_weights": "hub_several_weights",
     }
     # What is said of a top without a model or an adapter.
-    _NOTHING = ("no_config", "no_weights", "adapter_none")
+    _NOTHING = ("no_config", "quantize_no_config", "no_weights", "adapter_none")
 
     def __init__(self, source: Repository) -> None:
         self._source = source

@@ -104,15 +104,19 @@ def is_meta_format(folder: Path) -> bool:
 def read_plain(folder: Path) -> PlainModel:
     """The model in `folder`. Raises CheckpointError with the reason why it cannot be quantized."""
     if not folder.is_dir():
-        raise CheckpointError("no_folder", folder=printable(str(folder)))
-    return plain_model(FolderFiles(folder), folder)
+        raise CheckpointError("quantize_no_folder", folder=printable(str(folder)))
+    files = FolderFiles(folder)
+    # Whoever names a path knows it by the whole of it.
+    if "config.json" not in files.names:
+        raise CheckpointError("quantize_no_config", folder=printable(str(folder)))
+    return plain_model(files, folder)
 
 
 def plain_model(files: ModelFiles, folder: Path | None = None) -> PlainModel:
     """The model that `files` are, on disk or at a hub. Raises as read_plain does."""
     config = files.read_json("config.json")
     if config is None:
-        raise files.error("no_config")
+        raise files.error("quantize_no_config")
     described = [files.read_json(name) for name in QUANTIZE_CONFIGS if name in files.names]
     settings = plain_settings(quantization_of(config) or next(filter(None, described), None))
     if settings:

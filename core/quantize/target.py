@@ -65,5 +65,5 @@ def _is_incomplete(folder: Path) -> bool:
     try:
         read_plain(folder)
     except CheckpointError as error:
-        return error.key in ("no_weights", "missing_shard", "no_config", "tokenizer_missing")
+        return error.key in ("no_weights", "missing_shard", "quantize_no_config", "tokenizer_missing")
     return False

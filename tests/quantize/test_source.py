@@ -17,6 +17,7 @@ from core.quantize.job_file import JobFile, read_job, write_job
 from core.quantize.options import QuantizeOptions, check_group_size, check_name, result_name
 from core.quantize.plan import default_device, plan_job, result_checkpoint, verdicts
 from core.quantize.source import PlainModel, is_meta_format, read_plain
+from core.quantize.target import folder_target
 from tests.support.checkpoints import WEIGHTS, make_checkpoint
 from tests.support.plain_models import EXPERTS, change_json, make_plain
 
@@ -89,6 +90,17 @@ def test_what_cannot_be_quantized_is_refused(copy: Path, damage: Callable[[Path]
     with pytest.raises(CheckpointError) as raised:
         read_plain(copy)
     assert raised.value.key == key
+
+
+def test_a_path_without_a_model_is_named_as_it_was_given(tmp_path: Path) -> None:
+    """The sentences told what to do in models/, where nobody had looked."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name, key in (("nosuch", "no_folder"), ("file", "no_folder"), ("empty", "no_config")):
+        with pytest.raises(CheckpointError) as raised:
+            folder_target(tmp_path / name)
+        assert (raised.value.key, raised.value.params["folder"]) == (f"quantize_{key}", str(tmp_path / name))
+        assert "under models" not in raised.value.sentence("en")
 
 
 def test_groups_must_divide_every_matrix(plain: Path) -> None:
