@@ -112,7 +112,8 @@ def _two_sizes(
         # The last layer is full whatever the configuration says.
         is_full = index == len(kinds) - 1 or (kind == "full_attention" if kind else (index + 1) % step == 0)
         mixer = replace(full if is_full else near, shares_cache=index >= first_shared)
-        own = by_layer.get(str(index)) if isinstance(by_layer, dict) else None
+        # What is written for each layer leaves out a layer that has the numbers of all.
+        own = by_layer.get(str(index), {}) if isinstance(by_layer, dict) else None
         if isinstance(own, dict):
             mixer = replace(
                 mixer,

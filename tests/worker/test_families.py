@@ -71,6 +71,8 @@ ATTENTION_KINDS: dict[str, dict[str, Any]] = {
                    "hidden_size_per_layer_input": 0, "final_logit_softcapping": 30.0},
     "gemma4 E4B": {**GEMMA4, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 32,
                    "vocab_size_per_layer_input": VOCABULARY, "use_double_wide_mlp": True},
+    # transformers writes a config.json in which no layer has numbers of its own.
+    "gemma4 with heads of one size": {**GEMMA4, "global_head_dim": 16, "hidden_size_per_layer_input": 0},
     "granite_swa": {"model_type": "granite_swa", **SIZES, "sliding_window": 24, "pad_token_id": 0,
                     "layer_types": ["full_attention", "sliding_attention"]},
 }  # fmt: skip
