@@ -35,7 +35,7 @@ ARROWS = {
     "chat": "checkpoint documents engine personas tokenizer",
     "remote": "engine memory",
     "standby": "engine library memory",
-    "quantize.child": "chat checkpoint quantize starter tokenizer worker.kernels",
+    "quantize.child": "chat checkpoint quantize starter tokenizer worker.kernels worker.model",
     "quantize": "bootstrap checkpoint engine hub library memory starter tokenizer",
     "worker": "bootstrap checkpoint engine gpu memory tokenizer worker.decode worker.kernels worker.model",
     "worker.decode": "engine memory worker.kernels worker.model",

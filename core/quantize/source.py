@@ -25,6 +25,7 @@ from core.checkpoint.tokenizer_files import has_tokenizer
 from core.checkpoint.weight_files import PICKLED, SUFFIX, ModelFiles, find_weights, has_codes
 from core.common.errors import CheckpointError
 from core.common.values import is_whole, printable, quoted_json
+from core.quantize.families import require_known
 
 PLAIN_DTYPES = ("F32", "F16", "BF16")
 META_PARAMS, META_TOKENIZERS = "params.json", ("tokenizer.model",)
@@ -34,8 +35,8 @@ META_WEIGHTS = re.compile(r"consolidated\.[0-9]{2}\.pth")
 # A matrix of a layer, or of one of its experts: what gptqmodel quantizes. Routers and gates of one number stay plain.
 LAYER_MATRIX = re.compile(r"\.(layers|h|blocks)\.[0-9]+\..*[^.]+\.weight$")
 KEPT_PLAIN = re.compile(
-    r"(norm|layernorm|ln_[0-9a-z]+|embed\w*|router|conv1d|conv|in_proj_[ab]|shared_expert_gate|\.(mlp|moe|ffn|block_sparse_moe)"
-    r"\.gate)\.weight$"
+    r"(norm|layernorm|ln_[0-9a-z]+|embed\w*|router|conv1d|conv|in_proj_(a|b|ba)|shared_expert_gate|g_proj|"
+    r"\.(mlp|moe|ffn|feed_forward|block_sparse_moe)\.gate(\.wg)?)\.weight$"
 )
 # Together experts of a layer in one tensor, which gptqmodel takes apart.
 STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)$")
@@ -132,6 +133,7 @@ def plain_model(files: ModelFiles, folder: Path | None = None) -> PlainModel:
         if name.endswith(".weight") and tensor.dtype not in PLAIN_DTYPES:
             raise files.error("quantize_dtype", name=printable(name), dtype=tensor.dtype)
     require_runs(files.name, config, tensors)
+    require_known(files, config)
     if not has_tokenizer(files.names):
         raise files.error("tokenizer_missing")
     model = PlainModel(files.name, folder, config, name_tensors(config, tensors), weights.files)

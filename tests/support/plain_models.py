@@ -36,6 +36,19 @@ def make_plain(folder: Path, family: str = "llama", **sizes: Any) -> Path:
     return folder
 
 
+def make_plain_with_pictures(folder: Path, family: str, text: dict[str, Any], vision: dict[str, Any]) -> Path:
+    """As make_plain, of a family whose text is one part of the model; `text` has the sizes of that part."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, text_config=SIZES | text, vision_config=vision, image_token_id=VOCABULARY - 5,
+                                  tie_word_embeddings=False)  # fmt: skip
+    AutoModelForImageTextToText.from_config(config).half().save_pretrained(folder)
+    make_tokenizer(folder, VOCABULARY)
+    return folder
+
+
 def make_adapter(base: Path, folder: Path, **settings: Any) -> Path:
     """A LoRA adapter of the model in `base`, whose two matrices are random and not zero."""
     import torch

@@ -15,8 +15,7 @@ from core.checkpoint.headers import read_json
 from core.checkpoint.layers import read_number
 from core.checkpoint.text_config import text_config
 from core.checkpoint.weight_files import SUFFIX
-from core.common.errors import CheckpointError
-from core.quantize.child import resume_store, speedups
+from core.quantize.child import adaptations, resume_store, speedups
 from core.quantize.child.tokens import calibration_rows
 from core.quantize.child.writing import write_checkpoint
 from core.quantize.job_file import JobFile
@@ -33,14 +32,14 @@ BATCH_ROWS = {"cpu": 1, "cuda": 8}
 
 
 def quantize(source: Path, job: JobFile, work: Path, out: Path, report: Callable[..., None]) -> dict[str, Any]:
-    """Quantize the checkpoint in `source` into `out`; returns the facts for its card. Raises CheckpointError."""
-    from gptqmodel.models.auto import SUPPORTED_MODELS
+    """Quantize the checkpoint in `source`, of a known family, into `out`; returns the facts for its card.
 
+    Raises CheckpointError.
+    """
     config = read_json(source / "config.json") or {}
-    if config.get("model_type") not in SUPPORTED_MODELS:
-        raise CheckpointError("quantize_family", model=source.name, family=str(config.get("model_type")))
     speedups.install(torch.device(job.device))
     resume_store.install()
+    adaptations.install(config["model_type"])
     rows = calibration_rows(source, job.options.calibration, job.device)
     progress = Progress(report, read_number(source.name, text_config(config), "num_hidden_layers"))
     model = _quantized(source, job, config, rows, work, progress)
@@ -108,7 +107,9 @@ def _open(source: Path, job: JobFile, config: dict[str, Any], work: Path) -> Any
     )
     # Half precision is slower on a CPU, and rounds what layers hand on.
     dtype = torch.float32 if job.device == "cpu" else plain_dtype(config)
-    return GPTQModel.load(str(source), settings, dtype=dtype)
+    model = GPTQModel.load(str(source), settings, dtype=dtype)
+    adaptations.complete(model.model)
+    return model
 
 
 class Progress:

@@ -17,6 +17,7 @@ from core.common.errors import CheckpointError
 from core.quantize.calibration import HELD_OUT, row_tokens
 from core.quantize.child.weights import LazyWeights
 from core.tokenizer.read import read_tokenizer
+from core.worker.model.model_config import plain_text_config
 
 MAX_WINDOWS = 8
 # Rows of logits at once: a vocabulary of 150,000 makes 300 MB of them in float32.
@@ -60,13 +61,13 @@ def measure(folder: Path, device: str, report: Callable[..., None]) -> dict[str,
 
 
 def plain_config(folder: Path) -> Any:
-    """The configuration without its quantization, so that transformers makes plain layers."""
+    """The configuration of the text's part without its quantization, so that transformers makes plain layers."""
     config = AutoConfig.from_pretrained(folder)
     text = config.get_text_config()
     for one in (config, text):
         if hasattr(one, "quantization_config"):
             del one.quantization_config
-    return text
+    return plain_text_config(text)
 
 
 def tied_names(model: Any) -> dict[str, str]:
