@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -27,6 +28,7 @@ from core.hub.source import read_source
 from core.hub.tokens import token_for
 from core.memory.device_memory import DeviceMemory
 from core.quantize.answer import answer_words
+from core.quantize.calibration import check_calibration
 from core.quantize.card import loss_percent, loss_text
 from core.quantize.job import QuantizeJob
 from core.quantize.options import (
@@ -82,6 +84,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
             terminal.say("quantize_other_base", adapter=step.adapter.name, base=step.adapter.base_name)
     if not target.is_meta:
         check_group_size(target.model, options)
+    if options.calibration is not None:
+        check_calibration(options.calibration, target.tokenizer_folder)
     plan = plan_job(target.model, options, device, target.is_meta)
     show_plan(target, options, plan, devices, device, terminal)
     if arguments.plan:
@@ -115,7 +119,7 @@ def read_options(arguments: Namespace, target: Target) -> QuantizeOptions:
         is_act_order=arguments.act_order,
         is_symmetric=not arguments.asymmetric,
         adapters=tuple(find_adapter(text, target.folder) for text in arguments.adapter),
-        calibration=Path(arguments.calibration).absolute() if arguments.calibration else None,
+        calibration=Path(os.path.expanduser(arguments.calibration)).absolute() if arguments.calibration else None,
         sees_all=arguments.all_experts,
     )
 

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from core.checkpoint.text_config import text_config
 from core.common.errors import InputError
+from core.common.files import regular_size
 from core.common.paths import ROOT
 from core.common.values import is_whole, printable
 from core.starter.quantize import TEXT_END, TEXTS
+from core.tokenizer.read import read_tokenizer
 
 SAMPLES = Path(__file__).with_name("samples")
 HELD_OUT = {"en": SAMPLES / "held_out_en.txt", "zh": SAMPLES / "held_out_zh.txt"}
@@ -28,6 +30,7 @@ ROW_TOKENS = 512
 NUM_ROWS = {"cpu": 64, "cuda": 256}
 # With less than this GPTQ's Hessian tells of the text rather than of the model.
 MIN_TOKENS = 2048
+PIECE_CHARS = 50_000
 MAX_FILE_BYTES = 16_000_000
 DOCUMENTS = (
     "README.md",
@@ -78,7 +81,8 @@ def parse_dialogue(text: str) -> Dialogue:
 def read_file(path: Path) -> tuple[str, ...]:
     """The texts of a person's own file: paragraphs, or the "text" of each line of JSON Lines. Raises InputError."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        # A pipe is empty when the child process reads it too, and a device may have no end.
+        if regular_size(path) > MAX_FILE_BYTES:
             raise InputError("calibration_large", file=printable(str(path)), limit_mb=MAX_FILE_BYTES // 1_000_000)
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -106,13 +110,30 @@ def _json_lines(path: Path, text: str) -> Iterator[str]:
         yield words.encode("utf-8", "replace").decode("utf-8")
 
 
+def check_calibration(path: Path, folder: Path | None) -> None:
+    """Raise InputError where the file at `path` cannot be calibrated on.
+
+    `folder` has the model's tokenizer. Where it is None, of a model that has to be fetched or converted first, a file
+    is refused that is too short for every tokenizer. Raises CheckpointError where the tokenizer cannot be read.
+    """
+    if folder is not None:
+        tokenizer = read_tokenizer(folder)
+        require_enough(path, lambda text: tokenizer.encode(text).ids)
+        return
+    # No token is less than a byte.
+    if (count := sum(len(text.encode()) for text in read_file(path))) < MIN_TOKENS:
+        raise InputError("calibration_bytes", file=printable(str(path)), count=count, needed=MIN_TOKENS)
+
+
 def require_enough(path: Path, encode: Encode) -> None:
     """Raise InputError where the file at `path` has too few tokens to calibrate on."""
     count = 0
     for text in read_file(path):
-        count += len(encode(text))
-        if count >= MIN_TOKENS:
-            return
+        # A text of megabytes need not become tokens to its end.
+        for begin in range(0, len(text), PIECE_CHARS):
+            count += len(encode(text[begin : begin + PIECE_CHARS]))
+            if count >= MIN_TOKENS:
+                return
     raise InputError("calibration_short", file=printable(str(path)), count=count, needed=MIN_TOKENS)
 
 

@@ -19,7 +19,7 @@ from core.hub.retry import TransferLimits
 from core.hub.source import Source, folder_name
 from core.quantize import folders
 from core.quantize.answer import Check, EngineCheck, FirstWords
-from core.quantize.calibration import require_enough
+from core.quantize.calibration import check_calibration
 from core.quantize.card import write_card
 from core.quantize.job_file import JobFile, write_job
 from core.quantize.options import check_group_size, merge_steps
@@ -27,7 +27,6 @@ from core.quantize.plan import plan_job
 from core.quantize.process import QuantizeProcess
 from core.quantize.progress import Phase, QuantizeState, StageClock
 from core.quantize.source import meta_model, plain_model, read_plain
-from core.tokenizer.read import read_tokenizer
 
 log = logging.getLogger(__name__)
 StartProcess = Callable[[Path, str], QuantizeProcess]
@@ -240,9 +239,8 @@ class QuantizeJob:
         merge_steps(model, options)
         if not self.file.is_meta:
             check_group_size(model, options)
-            if options.calibration is not None:
-                tokenizer = read_tokenizer(folder)
-                require_enough(options.calibration, lambda text: tokenizer.encode(text).ids)
+        if options.calibration is not None:
+            check_calibration(options.calibration, None if self.file.is_meta else folder)
         plan = plan_job(model, options, self.file.device, self.file.is_meta)
         self._resumes = plan.resumes
         folders.check_room(plan.disk_bytes)

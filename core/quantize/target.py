@@ -38,6 +38,11 @@ class Target:
             return self.source.name
         return (self.folder is not None and cached_repo(self.folder)) or ""
 
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Where the model's tokenizer can be read already: not of what is fetched or converted first."""
+        return None if self.is_meta else self.folder
+
 
 def folder_target(folder: Path) -> Target:
     """Raises CheckpointError for what cannot be quantized."""

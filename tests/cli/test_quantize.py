@@ -55,6 +55,21 @@ def test_what_cannot_be_is_refused_in_words(plain: Path, tmp_path: Path, options
     assert code in (1, 2) and words in said
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot be read"), (b"\xff\xfe\x00", "no text in UTF-8"), (b"three words only", "tokens, too few")],
+)
+def test_the_plan_looks_at_the_text_to_calibrate_on(
+    plain: Path, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    """It promised a job that was refused once it had begun."""
+    if content is not None:
+        (tmp_path / "own.txt").write_bytes(content)
+    arguments = ("quantize", str(plain), "--group-size", "32", "--cpu", "--plan")
+    code, said = call(tmp_path, *arguments, "--calibration", str(tmp_path / "own.txt"))
+    assert code == 2 and words in said and "becomes GPTQ" not in said
+
+
 def test_a_model_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "done")
     code, said = call(tmp_path, "quantize", str(tmp_path / "done"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from core.quantize.calibration import (
     HELD_OUT,
     NUM_ROWS,
     ROW_TOKENS,
+    check_calibration,
     make_rows,
     parse_dialogue,
     read_file,
@@ -102,6 +104,7 @@ def test_a_line_of_json_ends_where_the_file_says_so(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 1}', "calibration_line"),
         ("a.jsonl", b"[" * 100_000, "calibration_line"),
         ("missing.txt", None, "calibration_file"),
+        ("..", None, "calibration_file"),
     ],
 )
 def test_files_that_cannot_be_calibrated_on_are_refused(
@@ -112,6 +115,33 @@ def test_files_that_cannot_be_calibrated_on_are_refused(
     with pytest.raises(InputError) as raised:
         require_enough(tmp_path / name, letters)
     assert raised.value.key == key
+
+
+def test_before_there_is_a_tokenizer_a_file_is_refused_that_is_too_short_for_every_one(tmp_path: Path) -> None:
+    """A repository of gigabytes was fetched, and then the file refused."""
+    (tmp_path / "a.txt").write_text("word " * 400)
+    with pytest.raises(InputError) as raised:
+        check_calibration(tmp_path / "a.txt", None)
+    assert (raised.value.key, raised.value.params["count"]) == ("calibration_bytes", 1999)
+    (tmp_path / "a.txt").write_text("word " * 500)
+    check_calibration(tmp_path / "a.txt", None)
+
+
+def test_a_pipe_and_a_device_are_no_files_to_calibrate_on(tmp_path: Path) -> None:
+    """Both were read for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError) as raised:
+            read_file(path)
+        assert raised.value.key == "calibration_file"
+
+
+def test_a_long_text_becomes_tokens_only_as_far_as_is_needed(tmp_path: Path) -> None:
+    """The page looks at it whenever something else was chosen."""
+    (tmp_path / "a.txt").write_text("word " * 1_000_000)
+    asked: list[int] = []
+    require_enough(tmp_path / "a.txt", lambda text: [asked.append(len(text))] and letters(text))
+    assert asked == [50_000]
 
 
 def test_a_long_enough_file_is_enough(tmp_path: Path) -> None:

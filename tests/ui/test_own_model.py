@@ -145,6 +145,20 @@ def test_a_group_that_fits_no_matrix_is_refused_in_words(models: Path) -> None:
     assert "own_begin" not in keys(tab)
 
 
+def test_a_text_that_is_too_short_to_calibrate_on_is_refused_before_the_button(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job began, and then said so."""
+    (tmp_path / "own.txt").write_text("three words only")
+    monkeypatch.setattr("ui.download.own._choose_calibration", lambda: tmp_path / "own.txt")
+    tab = until(group(open_form(), 32), "too few to calibrate on")
+    assert "own_begin" not in keys(tab)
+    (tmp_path / "long.txt").write_text("three words only " * 2000)
+    monkeypatch.setattr("ui.download.own._choose_calibration", lambda: tmp_path / "long.txt")
+    until(tab, "of disk meanwhile")
+    assert "own_begin" in keys(tab)
+
+
 def test_what_is_typed_and_is_nothing_is_refused_in_words(models: Path) -> None:
     tab = open_form(model="nothing")
     assert "There is no folder nothing" in words(tab)

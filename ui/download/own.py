@@ -17,7 +17,7 @@ from core.common.values import printable, quoted_text
 from core.hub.source import read_source
 from core.hub.tokens import token_for
 from core.library.fingerprint import fingerprint
-from core.quantize.calibration import MAX_FILE_BYTES, read_file
+from core.quantize.calibration import MAX_FILE_BYTES, check_calibration
 from core.quantize.options import (
     BITS,
     DEFAULT_GROUP_SIZE,
@@ -205,7 +205,6 @@ def _choose_calibration() -> Path | None:
     except OSError as error:
         where = printable(str(uploads_folder()))
         raise DeckError("download_write", path=where, why=error.strerror or str(error)) from error
-    read_file(path)
     return path
 
 
@@ -213,6 +212,8 @@ def draw_plan(target: Target, options: QuantizeOptions) -> None:
     """What it takes, the verdict on the result, and the button."""
     devices = devices_here()
     device = default_device(devices)
+    if not _can_calibrate(target, options.calibration):
+        return
     try:
         steps = merge_steps(target.model, options)
         if not target.is_meta:
@@ -237,6 +238,20 @@ def draw_plan(target: Target, options: QuantizeOptions) -> None:
                   on_click=_begin, args=(Choice(target, options, name, device),))  # fmt: skip
         if refused := st.session_state.pop(ERROR_KEY, None):
             show_error(refused)
+
+
+def _can_calibrate(target: Target, file: Path | None) -> bool:
+    """Whether `target` can be calibrated on `file`; else why not is shown, or that it is looked at."""
+    if file is None:
+        return True
+    folder = target.tokenizer_folder
+    key = ("calibration", file, folder, fingerprint(folder) if folder is not None else "")
+
+    def check(_: object) -> bool:
+        check_calibration(file, folder)
+        return True
+
+    return bool(answer(key, check, tr("own.calibration_checking")))
 
 
 def _choose_name(usual: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.common.errors import DeckError
-from core.quantize.calibration import require_enough
+from core.quantize.calibration import check_calibration
 from core.quantize.job_file import JobFile, read_job
 from core.quantize.options import check_group_size
 from core.quantize.source import read_plain
@@ -52,7 +52,7 @@ def main() -> None:
 def make(job: JobFile, work: Path, out: Path, report: Report) -> dict[str, Any]:
     """Do the whole job; returns what there is to say of it. `out` gets the finished checkpoint. Raises DeckError."""
     from core.quantize.child import gptq, merge, meta, perplexity
-    from core.quantize.child.tokens import encoder, first_prompt
+    from core.quantize.child.tokens import first_prompt
 
     watch = Watch(report)
     source = job.source
@@ -61,7 +61,7 @@ def make(job: JobFile, work: Path, out: Path, report: Report) -> dict[str, Any]:
         # What only the converted weights tell.
         check_group_size(read_plain(source), job.options)
         if job.options.calibration is not None:
-            require_enough(job.options.calibration, encoder(source))
+            check_calibration(job.options.calibration, source)
     if job.options.adapters:
         source = watch.run("merge", lambda told: merge.merge(source, job.options, work / "merged", told))
     before = watch.run("before", lambda told: perplexity.measure(source, job.device, told))
