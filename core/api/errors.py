@@ -42,7 +42,8 @@ ADAPTER_FAULTS = (
     "adapter_tensor", "adapter_empty", "adapter_half", "adapter_not_gathered", "adapter_shapes", "adapter_rank",
     "adapter_rank_limit", "adapter_alpha", "adapter_pattern", "adapter_patterns", "adapter_nan",
     "adapter_unreadable", "adapter_bad_json", "adapter_config_too_large", "adapter_corrupt_weights",
-    "adapter_truncated", "adapter_rewritten", "adapter_dtype",
+    "adapter_truncated", "adapter_rewritten", "adapter_dtype", "adapter_outside", "adapter_tied_head",
+    "adapter_embedding",
 )  # fmt: skip
 FAULT = HttpErrorShape(500, SERVER, "internal_error")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint.adapter_patterns import by_pattern
+from core.checkpoint.base_copies import BaseCopy, require_of_head, split_copies
 from core.checkpoint.checkpoint import FolderFiles
 from core.checkpoint.expert_adapters import expand_stack, experts_by_stack, stack_features
 from core.checkpoint.headers import TensorInfo
@@ -33,6 +34,8 @@ FLOATS = ("F", "BF")
 MAX_BASE_CHARS = 300
 # `base_model.model.` is PEFT's own wrapper. Some trainers keep the adapter's name between the part and "weight".
 TENSOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[\w-]+)?\.weight$")
+# What PEFT adds to a table of tokens, which is no matrix times an input.
+EMBEDDING = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_embedding_[AB](?:\.[\w-]+)?$")
 # A matrix of one expert, whatever a release calls it.
 SINGLE_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 # All experts of a layer, or a parameter of them.
@@ -69,9 +72,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
     """One adapter. `matrices` by module, and `stacks` by parameter, as the adapter names them; `base_name` is what it
-    was trained on, or "".
-
-    `is_transposed`: the base keeps its matrices as [in, out], as GPT-2 does.
+    was trained on, or "". `copies` are what its file holds of the base's head.
     """
 
     name: str
@@ -80,7 +81,7 @@ class AdapterShape:
     matrices: Mapping[str, LowRank]
     stacks: Mapping[str, StackedLowRank]
     num_bytes: int
-    is_transposed: bool = False
+    copies: tuple[BaseCopy, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -128,16 +129,19 @@ def read_adapter_files(files: ModelFiles, path: Path) -> AdapterShape:
             "adapter_pickled" if pickle else "adapter_no_weights", adapter=name, file=pickle or WEIGHTS
         )
     tensors = files.read_header(WEIGHTS)
-    found = _matrices(name, config, tensors)
+    copies, others = split_copies(tensors)
+    found = _matrices(name, config, others)
+    matrices = {one.name: one for one in found if isinstance(one, LowRank)}
+    require_of_head(name, copies, matrices)
     base = config.get("base_model_name_or_path")
     return AdapterShape(
         name=name,
         path=path,
         base_name=printable(" ".join(base.split())[-MAX_BASE_CHARS:]) if isinstance(base, str) else "",
-        matrices={one.name: one for one in found if isinstance(one, LowRank)},
+        matrices=matrices,
         stacks={one.name: one for one in found if isinstance(one, StackedLowRank)},
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
-        is_transposed=config.get("fan_in_fan_out") is True,
+        copies=tuple(copies),
     )
 
 
@@ -162,6 +166,8 @@ def _matrices(
     parts: dict[str, dict[str, str]] = {}
     for tensor in tensors:
         match = TENSOR.match(tensor)
+        if match is None and (embedding := EMBEDDING.match(tensor)) is not None:
+            raise CheckpointError("adapter_embedding", adapter=name, module=printable(embedding["module"]))
         if match is None:
             raise CheckpointError("adapter_tensor", adapter=name, tensor=printable(tensor))
         # A second tensor for one place would hide the first.

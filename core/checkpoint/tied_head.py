@@ -55,6 +55,15 @@ def has_own_head(tensors: Collection[str], matrices: Collection[str], repeated: 
     return any(name.endswith(HEADS) for name in found.difference(repeated))
 
 
+def tied_head(tensors: Mapping[str, TensorInfo], matrices: Collection[str] = ()) -> dict[str, tuple[int, int]]:
+    """The (in, out) features of the head of files that hold none, by its name: those of the embedding. Empty where they
+    hold one. matrices: the quantized ones."""
+    if has_own_head(tensors, matrices):
+        return {}
+    shapes = [one.shape for name, one in tensors.items() if name.endswith(EMBEDDINGS) and len(one.shape) == 2]
+    return {"lm_head": (shapes[0][1], shapes[0][0])} if shapes else {}
+
+
 def _piece(files: ModelFiles, tensor: TensorInfo, part: int) -> bytes:
     """What lies after `part` thirds of the tensor."""
     begin = tensor.begin + tensor.num_bytes * part // 3

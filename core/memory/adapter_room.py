@@ -12,6 +12,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.experts import ROUTER, count_experts, expert_matrix, take_turns
 from core.checkpoint.layers import LAYER
 from core.checkpoint.low_rank import STACKED_PARAMETERS, LowRank
+from core.checkpoint.tied_head import HEADS, tied_head
 from core.common.errors import CheckpointError, InputError
 from core.common.values import is_whole
 from core.memory.sizes import HALF_BYTES, round_to_block
@@ -117,8 +118,10 @@ def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, Lo
     """
     named = with_class_names(adapter, checkpoint.config)
     sizes = adaptable_matrices(checkpoint) | (_expert_sizes(checkpoint) if named.changes_experts else {})
+    # Whether it fits what cannot be changed tells an adapter of this model from one of another.
+    outside, tied = ({}, {}) if all(map(NUMBERED.search, named.matrices)) else _outside_sizes(checkpoint)
     try:
-        return match_base(named, checkpoint.name, sizes, take_turns(checkpoint.config))
+        found = match_base(named, checkpoint.name, {**sizes, **outside, **tied}, take_turns(checkpoint.config))
     except CheckpointError as error:
         if error.key == "adapter_base_matrix":
             module = str(error.params["module"])
@@ -130,6 +133,11 @@ def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, Lo
                 is_router = bool(experts) and ROUTER.search(module) is not None
                 raise _not_quantized(adapter.name, checkpoint.name, module, is_router) from error
         raise
+    for name, matrix in found.items():
+        if name in outside or name in tied:
+            key = "adapter_tied_head" if name in tied else "adapter_outside"
+            raise CheckpointError(key, adapter=adapter.name, base=checkpoint.name, module=matrix.name)
+    return found
 
 
 def _not_quantized(adapter: str, base: str, module: str, is_router: bool) -> CheckpointError:
@@ -137,6 +145,20 @@ def _not_quantized(adapter: str, base: str, module: str, is_router: bool) -> Che
         name = module.rpartition(".")[2]
         return CheckpointError("adapter_router", adapter=adapter, base=base, module=module, name=name)
     return CheckpointError("adapter_plain_matrix", adapter=adapter, base=base, module=module)
+
+
+def _outside_sizes(checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]]:
+    """The (in, out) features of what lies outside the layers: of quantized matrices and of the head; and of a head that
+    is the embedding."""
+    outside = {
+        name: (matrix.in_features, matrix.out_features)
+        for name, matrix in checkpoint.matrices.items()
+        if not NUMBERED.search(name)
+    }
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith(HEADS) and len(tensor.shape) == 2:
+            outside[name.removesuffix(".weight")] = tensor.shape[1], tensor.shape[0]
+    return outside, tied_head(checkpoint.tensors, checkpoint.matrices)
 
 
 def _expert_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:

@@ -80,12 +80,15 @@ class PlainModel:
     @cached_property
     def linears(self) -> Mapping[str, tuple[int, int]]:
         """(in, out) features of every matrix that an adapter may change: also the head and routers."""
-        turned = is_turned(self.config)
         return {
-            name.removesuffix(".weight"): _features(tensor.shape, turned)
+            name.removesuffix(".weight"): _features(tensor.shape, self.is_turned(name))
             for name, tensor in self.tensors.items()
             if name.endswith(".weight") and len(tensor.shape) == 2
         }
+
+    def is_turned(self, name: str) -> bool:
+        """Whether the matrix in the tensor `name` lies as [in, out]: those of GPT-2's layers do, its head does not."""
+        return is_turned(self.config) and LAYER_MATRIX.search(name) is not None
 
     @property
     def has_stacked_experts(self) -> bool:
@@ -216,7 +219,7 @@ def _of_expert(expert: str, own: str, outputs: int, inputs: int) -> Iterator[tup
 
 
 def is_turned(config: Mapping[str, Any]) -> bool:
-    """Whether matrices lie as [in, out]."""
+    """Whether matrices of layers lie as [in, out]."""
     return family_name(config) in ("gpt2",)
 
 

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from core.checkpoint.adapters import AdapterShape
+from core.checkpoint.adapters import WEIGHTS, AdapterShape
+from core.checkpoint.base_copies import BaseCopy
 from core.checkpoint.low_rank import LowRank
 from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
+from core.common.panics import why_of
 from core.quantize.options import QuantizeOptions, merge_steps
-from core.quantize.source import read_plain
+from core.quantize.source import PlainModel, read_plain
 
-Added = list[tuple[AdapterShape, LowRank]]
+# What rounding to half precision may change of a number: that to bfloat16 in proportion, float16's last step otherwise.
+ROUNDING, SMALLEST = 2**-8, 2**-24
+
+
+@dataclass(slots=True)
+class Change:
+    """What is done to one tensor of the files: what adapters add, and the copies that they have of it. is_turned: it
+    lies as [in, out]."""
+
+    is_turned: bool
+    added: list[tuple[AdapterShape, LowRank]] = field(default_factory=list)
+    copies: list[tuple[AdapterShape, BaseCopy]] = field(default_factory=list)
 
 
 def merge(source: Path, options: QuantizeOptions, folder: Path, report: Callable[..., None]) -> Path:
@@ -29,11 +43,7 @@ def merge(source: Path, options: QuantizeOptions, folder: Path, report: Callable
     if folder.is_dir():
         return folder
     model = read_plain(source)
-    by_stored: defaultdict[str, Added] = defaultdict(list)
-    for step in merge_steps(model, options):
-        for name, matrix in step.matrices.items():
-            tensor = model.tensors[f"{name}.weight"]
-            by_stored[tensor.stored_name or f"{name}.weight"].append((step.adapter, matrix))
+    changes = _changes(model, options)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -45,7 +55,11 @@ def merge(source: Path, options: QuantizeOptions, folder: Path, report: Callable
         with safe_open(source / file, "pt") as opened:
             for name in opened.keys():
                 value = opened.get_tensor(name)
-                tensors[name] = merged(name, value, by_stored[name]) if name in by_stored else value
+                if (change := changes.get(name)) is not None:
+                    for adapter, copy in change.copies:
+                        _require_same(name, value, model.name, adapter, copy)
+                    value = merged(name, value, change)
+                tensors[name] = value
         save_file(tensors, partial / file, metadata={"format": "pt"})
         (partial / file).chmod(0o644)
         report((number + 1) / len(model.files))
@@ -53,15 +67,40 @@ def merge(source: Path, options: QuantizeOptions, folder: Path, report: Callable
     return folder
 
 
-def merged(name: str, value: torch.Tensor, added: Added) -> torch.Tensor:
-    """`value` [out, in] and all that adapters add to it. Raises CheckpointError where that is no number."""
+def _changes(model: PlainModel, options: QuantizeOptions) -> dict[str, Change]:
+    """By the names that the files have for the tensors."""
+    found: dict[str, Change] = {}
+
+    def of(name: str) -> Change:
+        return found.setdefault(model.tensors[name].stored_name or name, Change(model.is_turned(name)))
+
+    for step in merge_steps(model, options):
+        for name, matrix in step.matrices.items():
+            of(f"{name}.weight").added.append((step.adapter, matrix))
+        for name, copy in step.copies.items():
+            of(name).copies.append((step.adapter, copy))
+    return found
+
+
+def _require_same(name: str, value: torch.Tensor, base: str, adapter: AdapterShape, copy: BaseCopy) -> None:
+    """Raise CheckpointError where the training had other numbers in a tensor than the base has; those that were
+    rounded to another type are the same."""
+    with _explained(adapter), safe_open(adapter.weights, "pt") as opened:
+        had = opened.get_tensor(copy.name)
+    if had.shape != value.shape or not torch.allclose(had.float(), value.float(), rtol=ROUNDING, atol=SMALLEST):
+        raise CheckpointError("adapter_base_copy", adapter=adapter.name, base=base, name=name)
+
+
+def merged(name: str, value: torch.Tensor, change: Change) -> torch.Tensor:
+    """`value` and all that adapters add to it. Raises CheckpointError where that is no number."""
     total = value.float()
-    for adapter, matrix in added:
-        a, b = matrix.own_parts(*_read_parts(adapter.weights, matrix.a_name, matrix.b_name))
+    for adapter, matrix in change.added:
+        with _explained(adapter):
+            a, b = matrix.own_parts(*_read_parts(adapter.weights, matrix.a_name, matrix.b_name))
         delta = matrix.scale * (b @ a)
         if not is_finite(delta):
             raise CheckpointError("adapter_nan", adapter=adapter.name, module=matrix.name)
-        total = total + (delta.T if adapter.is_transposed else delta)
+        total = total + (delta.T if change.is_turned else delta)
     result = total.to(value.dtype)
     if not is_finite(result):
         raise CheckpointError("merge_range", name=name, dtype=str(value.dtype).removeprefix("torch."))
@@ -73,6 +112,17 @@ def _read_parts(weights: Path, a_name: str, b_name: str) -> tuple[torch.Tensor, 
     """A and B in float32. Those of all experts of a layer are asked for by each of them."""
     with safe_open(weights, "pt") as opened:
         return opened.get_tensor(a_name).float(), opened.get_tensor(b_name).float()
+
+
+@contextmanager
+def _explained(adapter: AdapterShape) -> Iterator[None]:
+    """Raises CheckpointError for an adapter's file that cannot be read, or is another by now than its header said."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError("adapter_unreadable", file=adapter.name, why=why_of(error)) from error
+    except SafetensorError as error:
+        raise CheckpointError("adapter_corrupt_weights", folder=adapter.name, file=WEIGHTS) from error
 
 
 def is_finite(value: Any) -> bool:
