@@ -1,13 +1,15 @@
-"""Which modules of an adapter a pattern of its configuration is for: strangers write those, so none may take long."""
+"""The rank and the alpha of each module of an adapter. Strangers write the patterns of modules, so none may take
+long."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from core.common.errors import CheckpointError
-from core.common.values import quoted_json
+from core.common.values import plain_number, printable, quoted_json
 
 # Patterns of ranks come from strangers: names, dots and ends, and nothing that repeats, cannot take long to match.
 PATTERN = re.compile(r"(?:[\w.$^-]|\\[.d])+")
@@ -16,6 +18,40 @@ MAX_PATTERNS, MAX_PATTERN_CHARS = 10_000, 300
 MAX_OTHER_PATTERNS = 200
 # Each pattern is held against each module, which pages do whenever they are drawn; so many take half a second.
 MAX_MATCHES = 2_000_000
+# float32's largest number: what an adapter adds is computed in that.
+MAX_ALPHA = 3.4028234663852886e38
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSettings:
+    """Ranks and alphas of an adapter's modules as its configuration has them, by pattern where one fits."""
+
+    adapter: str
+    config: Mapping[str, Any]
+    ranks: Mapping[str, Any]
+    alphas: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, adapter: str, config: Mapping[str, Any], modules: list[str]) -> ModuleSettings:
+        """Raises CheckpointError for patterns that cannot be read."""
+        ranks, alphas = (by_pattern(adapter, config, key, modules) for key in ("rank_pattern", "alpha_pattern"))
+        return cls(adapter, config, ranks, alphas)
+
+    def rank(self, module: str) -> tuple[str, Any]:
+        """The setting that says it, and what it says."""
+        return ("rank_pattern", self.ranks[module]) if module in self.ranks else ("r", self.config.get("r"))
+
+    def alpha(self, module: str) -> float:
+        """Raises CheckpointError where it is no number that float32 holds."""
+        is_own = module in self.alphas
+        setting, said = (
+            ("alpha_pattern", self.alphas[module]) if is_own else ("lora_alpha", self.config.get("lora_alpha"))
+        )
+        alpha = plain_number(said)
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= MAX_ALPHA:
+            raise CheckpointError("adapter_alpha", adapter=self.adapter, module=printable(module), setting=setting,
+                                  alpha=quoted_json(said))  # fmt: skip
+        return alpha
 
 
 def by_pattern(name: str, config: Mapping[str, Any], key: str, modules: list[str]) -> dict[str, Any]:
@@ -23,7 +59,7 @@ def by_pattern(name: str, config: Mapping[str, Any], key: str, modules: list[str
     module's name."""
     found = config.get(key) or {}
     if not isinstance(found, dict):
-        raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern="?")
+        raise CheckpointError("adapter_setting", adapter=name, setting=key, value=quoted_json(found))
     others = [pattern for pattern in found if not PATTERN.fullmatch(pattern)]
     is_much = len(found) > MAX_PATTERNS or len(found) * len(modules) > MAX_MATCHES
     if is_much or len(others) > MAX_OTHER_PATTERNS:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.adapter_patterns import by_pattern
+from core.checkpoint.adapter_patterns import ModuleSettings
 from core.checkpoint.base_copies import BaseCopy, require_of_head, split_copies
 from core.checkpoint.checkpoint import FolderFiles
 from core.checkpoint.expert_adapters import expand_stack, experts_by_stack, stack_features
@@ -23,7 +23,7 @@ from core.checkpoint.tensor_names import name_module
 from core.checkpoint.weight_files import ADAPTER_CONFIG, ModelFiles
 from core.common.errors import CheckpointError
 from core.common.paths import cached_repo
-from core.common.values import is_whole, printable, quoted_json
+from core.common.values import is_whole, plain_number, printable, quoted_json
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
@@ -150,10 +150,13 @@ def _refuse_variants(name: str, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError("adapter_kind", adapter=name, kind=quoted_json(kind))
+    if not isinstance(config.get("use_rslora") or False, bool):
+        value = quoted_json(config["use_rslora"])
+        raise CheckpointError("adapter_setting", adapter=name, setting="use_rslora", value=value)
     for key, called in VARIANTS.items():
         if config.get(key):
             raise CheckpointError("adapter_variant", adapter=name, variant=called)
-    if config.get("bias", "none") != "none":
+    if (config.get("bias") or "none") != "none":
         raise CheckpointError("adapter_variant", adapter=name, variant=f"bias = {quoted_json(config['bias'])}")
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(CHANGES_BASE):
@@ -182,27 +185,23 @@ def _matrices(
         raise CheckpointError("adapter_parameter", adapter=name, module=printable(untold))
     # Patterns speak of parameters.
     names = {module: stacked.get(module) or module for module in parts}
-    ranks, alphas = (by_pattern(name, config, key, list(names.values())) for key in ("rank_pattern", "alpha_pattern"))
-    return [
-        _matrix(name, config, names[module], found, tensors, module in stacked,
-                ranks.get(names[module], config.get("r")), alphas.get(names[module], config.get("lora_alpha")))
-        for module, found in parts.items()
-    ]  # fmt: skip
+    settings = ModuleSettings.read(name, config, list(names.values()))
+    return [_matrix(settings, names[module], found, tensors, module in stacked) for module, found in parts.items()]
 
 
 def _matrix(
-    name: str,
-    config: Mapping[str, Any],
+    settings: ModuleSettings,
     module: str,
     found: Mapping[str, str],
     tensors: Mapping[str, TensorInfo],
     is_stacked: bool,
-    rank: Any,
-    alpha: Any,
 ) -> LowRank | StackedLowRank:
+    name, config = settings.adapter, settings.config
     if len(found) != 2:
         raise CheckpointError("adapter_half", adapter=name, module=printable(module))
     a, b = tensors[found["A"]], tensors[found["B"]]
+    setting, said = settings.rank(module)
+    rank = plain_number(said)
     if rank and not (a.num_bytes or b.num_bytes):
         raise CheckpointError("adapter_not_gathered", adapter=name, module=printable(module))
     if not is_stacked and ALL_EXPERTS.search(module) and _are_of_many(a, b, rank):
@@ -218,12 +217,11 @@ def _matrix(
     if is_whole(rank) and rank * num_experts == a.shape[0] and rank > MAX_RANK:
         raise CheckpointError("adapter_rank_limit", adapter=name, module=printable(module), rank=rank, limit=MAX_RANK)
     if not is_whole(rank) or not 1 <= rank <= MAX_RANK or rank * num_experts != a.shape[0]:
-        raise CheckpointError("adapter_rank", adapter=name, module=printable(module), rank=quoted_json(rank),
+        key = "adapter_rank_experts" if is_stacked else "adapter_rank"
+        raise CheckpointError(key, adapter=name, module=printable(module), rank=quoted_json(said), setting=setting,
                               found=a.shape[0], limit=MAX_RANK)  # fmt: skip
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise CheckpointError("adapter_alpha", adapter=name, alpha=quoted_json(alpha))
     # PEFT: alpha / r; rsLoRA (arXiv 2312.03732): alpha / sqrt(r).
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
+    scale = settings.alpha(module) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     sizes = rank, scale, a.shape[1], b.shape[0], found["A"], found["B"]
     if is_stacked:
         return StackedLowRank(module, *sizes, num_experts, may_be_swapped=_version(config) < UNSWAPPED_SINCE)

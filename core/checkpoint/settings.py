@@ -18,6 +18,7 @@ from core.checkpoint.containers.gptq import names_gptq
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.quantization import BITS
 from core.checkpoint.weight_files import ModelFiles, Tensors
+from core.common.values import plain_number
 
 # What GPTQ-for-LLaMa and text-generation-webui called them.
 OLDER_NAMES = {
@@ -36,7 +37,6 @@ NUMBERS = frozenset((*SIZES, "w_bit", "q_group_size", "num_bits", "act_bits"))
 SWITCHES = frozenset(("desc_act", "sym", "symmetric", "zero_point"))
 # How deep they lie: compressed-tensors has "config_groups", a group's name, "weights".
 MODULE_LEVELS = 3
-NUMBER_IN_TEXT = re.compile(r"-?[0-9]{1,9}")
 # As in "4bit-128g.compat.no-act-order" and "gptq-4bit-128g-actorder_True".
 ORDER_IN_NAME = re.compile(r"(?P<no>no[-_.]?)?act[-_.]?order(_(?P<value>true|false))?(?![a-z])", re.IGNORECASE)
 # The group sizes that people choose.
@@ -71,10 +71,8 @@ def _untexted(found: Mapping[str, Any], levels: int = MODULE_LEVELS) -> dict[str
 def _plain_value(name: str, value: object, levels: int) -> Any:
     if isinstance(value, dict):
         return _untexted(value, levels - 1) if levels else value
-    if name in NUMBERS and isinstance(value, str) and NUMBER_IN_TEXT.fullmatch(value.strip()):
-        return int(value)
-    if name in NUMBERS and isinstance(value, float) and value.is_integer():
-        return int(value)
+    if name in NUMBERS:
+        return plain_number(value)
     if name in SWITCHES and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     return value

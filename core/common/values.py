@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import TypeGuard
+import re
+from typing import Any, TypeGuard
 
 # How much of a value a sentence quotes.
 MAX_QUOTE_CHARS = 60
+NUMBER_IN_TEXT = re.compile(r"-?[0-9]{1,9}")
 
 
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether JSON's `value` is a whole number; Python takes its true for 1 and its 4.0 for 4."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def plain_number(value: object) -> Any:
+    """The number 4 for "4" and for 4.0, as some programs write it; all else as it is."""
+    if isinstance(value, str) and NUMBER_IN_TEXT.fullmatch(value.strip()):
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def quoted_json(value: object) -> str:

@@ -100,7 +100,10 @@ class AdapterReader:
         a = read_a.to(self._bank.dtype)
         b = (read_b.float() * matrix.scale).to(self._bank.dtype)
         if not (a.isfinite().all() and b.isfinite().all()):
-            raise CheckpointError("adapter_nan", adapter=adapter.name, module=name)
+            if not (read_a.float().isfinite().all() and read_b.float().isfinite().all()):
+                raise CheckpointError("adapter_nan", adapter=adapter.name, module=name)
+            raise CheckpointError("adapter_range", adapter=adapter.name, module=name, scale=f"{matrix.scale:.4g}",
+                                  dtype=str(self._bank.dtype).removeprefix("torch."))  # fmt: skip
         return a, b
 
     def has_place(self, adapter: ReadAdapter, used: Collection[Version]) -> bool:

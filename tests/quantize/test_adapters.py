@@ -54,15 +54,27 @@ def test_ranks_and_scales_by_pattern_are_pefts(patterned_adapter: Path) -> None:
         ({"r": 0}, "adapter_rank"),
         ({"r": 4}, "adapter_rank"),
         ({"r": True}, "adapter_rank"),
-        ({"lora_alpha": "16"}, "adapter_alpha"),
+        ({"r": "8"}, None),
+        ({"r": 8.0}, None),
+        ({"r": 8.5}, "adapter_rank"),
+        ({"r": [8]}, "adapter_rank"),
+        ({"rank_pattern": {"up_proj": 8.0, "q_proj": "8"}}, None),
+        ({"lora_alpha": "16"}, None),
+        ({"lora_alpha": "much"}, "adapter_alpha"),
         ({"lora_alpha": float("nan")}, "adapter_alpha"),
+        ({"lora_alpha": 1e308}, "adapter_alpha"),
+        ({"lora_alpha": -(10**400)}, "adapter_alpha"),
+        ({"alpha_pattern": {"up_proj": 1e39}}, "adapter_alpha"),
+        ({"use_rslora": "yes"}, "adapter_setting"),
+        ({"bias": None}, None),
         ({"rank_pattern": {"(a+)+$": 8}}, None),
         ({"rank_pattern": {"(?=x)": 8}}, "adapter_pattern"),
         ({"rank_pattern": {r"(x)\1": 8}}, "adapter_pattern"),
         ({"rank_pattern": {"(": 8}}, "adapter_pattern"),
         ({"alpha_pattern": {f"a|{number}": 8 for number in range(500)}}, "adapter_patterns"),
         ({"alpha_pattern": []}, None),
-        ({"alpha_pattern": ["x"]}, "adapter_pattern"),
+        ({"alpha_pattern": ["x"]}, "adapter_setting"),
+        ({"rank_pattern": 4}, "adapter_setting"),
     ],
 )
 def test_settings_that_are_no_plain_lora_are_refused(copy: Path, changes: dict[str, Any], key: str | None) -> None:
@@ -73,6 +85,28 @@ def test_settings_that_are_no_plain_lora_are_refused(copy: Path, changes: dict[s
     with pytest.raises(CheckpointError) as raised:
         read_adapter(copy)
     assert raised.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rank_pattern": [1, 2]}, "has [1, 2] in rank_pattern"),
+        ({"r": 4.0}, "says rank 4.0 for model.layers.0.mlp.down_proj in r, and its matrices have 8"),
+        ({"rank_pattern": {"up_proj": 4}}, "Correct rank_pattern in its adapter_config.json"),
+        ({"lora_alpha": "much"}, "has much in lora_alpha for"),
+        ({"alpha_pattern": {"up_proj": "much"}}, "has much in alpha_pattern for model.layers.0.mlp.up_proj"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_it_says(copy: Path, changes: dict[str, Any], words: str) -> None:
+    change_json(copy / ADAPTER_CONFIG, **changes)
+    with pytest.raises(CheckpointError) as raised:
+        read_adapter(copy)
+    assert words in str(raised.value)
+
+
+def test_numbers_as_texts_are_those_numbers(copy: Path, adapter: Path) -> None:
+    change_json(copy / ADAPTER_CONFIG, r="8", lora_alpha=" 16 ", rank_pattern={"q_proj": "8"}, alpha_pattern={"k": 3.0})
+    assert read_adapter(copy).matrices == read_adapter(adapter).matrices
 
 
 def a_pickle(folder: Path) -> None:

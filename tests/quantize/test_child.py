@@ -64,6 +64,12 @@ def test_an_adapter_too_large_for_float16_is_refused(plain: Path, tmp_path: Path
     with pytest.raises(CheckpointError) as raised:
         merge(plain, QuantizeOptions(adapters=(loud,)), tmp_path / "merged", ignore)
     assert raised.value.key == "merge_range"
+    louder = make_adapter(plain, tmp_path / "louder", lora_alpha=1e38, r=1)
+    tensors = load_file(louder / ADAPTER_WEIGHTS)
+    save_file({name: 1e3 * one for name, one in tensors.items()}, louder / ADAPTER_WEIGHTS)
+    with pytest.raises(CheckpointError) as raised:
+        merge(plain, QuantizeOptions(adapters=(louder,)), tmp_path / "merged", ignore)
+    assert raised.value.key == "adapter_range"
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(bits=8, symmetric=False), Recipe(act_order=True)])

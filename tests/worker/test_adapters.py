@@ -275,6 +275,10 @@ def test_an_adapter_that_cannot_be_beside_the_model_is_refused_in_words(case: Ca
     next(iter(tensors.values()))[0, 0] = torch.nan
     save_file(tensors, damaged / "adapter_model.safetensors")
     assert reason(damaged) == "adapter_nan"
+    # Each number is one, and float16 holds none of them beside the model.
+    loud = make_adapter(case.plain, tmp_path / "loud", target_modules=["q_proj"], lora_alpha=1e30)
+    _, reader = load(case, AdapterRoom(1, 8), torch.float16)
+    assert reason(loud) == "adapter_range"
     assert reason(tmp_path) == "adapter_none"
 
 

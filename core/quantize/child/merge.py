@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -99,12 +99,20 @@ def merged(name: str, value: torch.Tensor, change: Change) -> torch.Tensor:
             a, b = matrix.own_parts(*_read_parts(adapter.weights, matrix.a_name, matrix.b_name))
         delta = matrix.scale * (b @ a)
         if not is_finite(delta):
-            raise CheckpointError("adapter_nan", adapter=adapter.name, module=matrix.name)
+            _raise_not_finite(adapter, matrix, a, b)
         total = total + (delta.T if change.is_turned else delta)
     result = total.to(value.dtype)
     if not is_finite(result):
         raise CheckpointError("merge_range", name=name, dtype=str(value.dtype).removeprefix("torch."))
     return result.contiguous()
+
+
+def _raise_not_finite(adapter: AdapterShape, matrix: LowRank, a: torch.Tensor, b: torch.Tensor) -> NoReturn:
+    """Raises CheckpointError: for numbers that are none, or for a product of numbers that is too large."""
+    if not (is_finite(a) and is_finite(b)):
+        raise CheckpointError("adapter_nan", adapter=adapter.name, module=matrix.name)
+    raise CheckpointError("adapter_range", adapter=adapter.name, module=matrix.name, dtype="float32",
+                          scale=f"{matrix.scale:.4g}")  # fmt: skip
 
 
 @lru_cache(2)
