@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 
 from cli.download import size_text
@@ -36,7 +35,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     out = terminal.to_stdout()
     found = find_adapters(find(arguments.model)) if arguments.model else list(map(read_alone, list_adapters()))
     if arguments.json:
-        out.write(json.dumps({"adapters": [as_object(one) for one in found]}, ensure_ascii=False, indent=1))
+        out.write_json({"adapters": [as_object(one) for one in found]})
         return 0
     if not found:
         out.say("adapters_none", folder=str(adapters_dir()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
@@ -23,7 +22,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     entries = Characters().entries()
     out = terminal.to_stdout()
     if arguments.json:
-        out.write(json.dumps({"characters": [as_object(entry) for entry in entries]}, ensure_ascii=False, indent=1))
+        out.write_json({"characters": [as_object(entry) for entry in entries]})
         return 0
     head = [out.text(f"characters_{name}") for name in ("name", "tags", "file")]
     for line in table([head, *map(row, entries)], left=(0, 1, 2)) if entries else [out.text("characters_none")]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 
@@ -32,7 +31,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
             output.write(line(result, terminal.language))
     if arguments.json:
         rows = [{"check": one.check, "status": one.status, "text": one.text(terminal.language)} for one in found]
-        output.write(json.dumps({"checks": rows}, ensure_ascii=False, indent=1))
+        output.write_json({"checks": rows})
     return 1 if any(result.status == "fail" for result in found) else 0
 
 

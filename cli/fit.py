@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from argparse import ArgumentParser, Namespace
@@ -85,7 +84,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     out = terminal.to_stdout()
     if arguments.json:
         reason = {} if unused is None else {"unused": str(unused)}
-        out.write(json.dumps(as_object(report) | other_cards(arguments.gpu) | reason, ensure_ascii=False, indent=1))
+        out.write_json(as_object(report) | other_cards(arguments.gpu) | reason)
     else:
         show(report, out)
         if arguments.pool_tokens and report.fits and not shares_tokens(report):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +32,7 @@ def show_best(
     best = best_of(verdicts, wish.least_tokens)
     if is_json:
         listed = [best_object(model, report, model is best) | dict(told) for model, report in verdicts]
-        out.write(json.dumps(listed, ensure_ascii=False, indent=1))
+        out.write_json(listed)
         return best is not None
     # What fits into the machine's own memory may still be too slow to use.
     speed = () if devices else ("speed",)

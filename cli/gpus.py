@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import Any
@@ -28,11 +27,13 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     out = terminal.to_stdout()
     if arguments.known:
         gpus = known_gpus()
-        lines = [json.dumps(known_as_object(gpus), indent=1)] if arguments.json else known_lines(gpus, out)
-        return _print(lines, out)
+        if arguments.json:
+            out.write_json(known_as_object(gpus))
+            return 0
+        return _print(known_lines(gpus, out), out)
     snapshot = read_snapshot()
     if arguments.json:
-        _print([json.dumps(as_object(snapshot), ensure_ascii=False, indent=1)], out)
+        out.write_json(as_object(snapshot))
     elif snapshot.error is None:
         _print(gpu_lines(snapshot, out), out)
         if error := find_gpu_error(snapshot, installed_torch()):

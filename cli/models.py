@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
@@ -30,7 +29,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     except CheckpointError as error:
         terminal.error(error)
     if arguments.json:
-        out.write(json.dumps({"models": [as_object(entry) for entry in entries]}, ensure_ascii=False, indent=1))
+        out.write_json({"models": [as_object(entry) for entry in entries]})
         return 0
     if not entries:
         out.say("models_none", folder=str(models_dir()))

@@ -23,7 +23,7 @@ from core.checkpoint.tensor_names import name_module
 from core.checkpoint.weight_files import ADAPTER_CONFIG, ModelFiles
 from core.common.errors import CheckpointError
 from core.common.paths import cached_repo
-from core.common.values import is_whole, plain_number, printable, quoted_json
+from core.common.values import is_whole, plain_number, printable, quoted_json, without_controls
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
@@ -133,16 +133,19 @@ def read_adapter_files(files: ModelFiles, path: Path) -> AdapterShape:
     found = _matrices(name, config, others)
     matrices = {one.name: one for one in found if isinstance(one, LowRank)}
     require_of_head(name, copies, matrices)
-    base = config.get("base_model_name_or_path")
     return AdapterShape(
         name=name,
         path=path,
-        base_name=printable(" ".join(base.split())[-MAX_BASE_CHARS:]) if isinstance(base, str) else "",
+        base_name=_base_name(config.get("base_model_name_or_path")),
         matrices=matrices,
         stacks={one.name: one for one in found if isinstance(one, StackedLowRank)},
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         copies=tuple(copies),
     )
+
+
+def _base_name(said: object) -> str:
+    return without_controls(printable(" ".join(said.split())[-MAX_BASE_CHARS:])) if isinstance(said, str) else ""
 
 
 def _refuse_variants(name: str, config: Mapping[str, Any]) -> None:

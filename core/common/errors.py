@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.common.i18n import translate
+from core.common.values import without_controls
 
 MAX_PARAM_CHARS = 1000
 
@@ -52,7 +53,9 @@ class InputError(DeckError):
 
 def _shown(value: str | int | float) -> str | int | float:
     """A value as a page can show it: what a file or a library says may be endless, or no valid text."""
-    return value.encode("utf-8", "replace").decode()[:MAX_PARAM_CHARS] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return without_controls(value.encode("utf-8", "replace").decode()[:MAX_PARAM_CHARS])
 
 
 def _rebuild(kind: type[DeckError], key: str, params: dict[str, str | int | float]) -> DeckError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,13 @@ from typing import TextIO
 from core.common.errors import DeckError
 from core.common.i18n import guess_language, translate
 from core.common.output import write_text
+from core.common.values import json_text, without_controls
 
 BAR_CELLS = 24
+# What would break a row of a table.
+BREAKS = re.compile(r"[\n\t]")
+# Characters of these kinds take no column: accents, and what joins others.
+NO_COLUMN = ("Mn", "Me", "Cf")
 
 
 def terminal_language(environment: Mapping[str, str] = os.environ) -> str:
@@ -47,13 +53,18 @@ class Terminal:
         self.write(f"llamadeck: {error.sentence(self.language)}")
 
     def write(self, line: str) -> None:
+        """A line, or several. Strangers' texts stand in them: no code of theirs reaches the terminal."""
         self._erase()
-        write_text(self._stream, f"{line}\n")
+        write_text(self._stream, f"{without_controls(line)}\n")
+
+    def write_json(self, value: object) -> None:
+        """For programs: nothing is changed."""
+        self.write(json_text(value))
 
     def status_line(self, line: str) -> None:
         if self._is_tty:
             self._erase()
-            write_text(self._stream, line)
+            write_text(self._stream, BREAKS.sub(" ", without_controls(line)))
             self._has_status_line = True
 
     def steps(self, section: str) -> Callable[[str, float], None]:
@@ -78,6 +89,7 @@ class Terminal:
 
 def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
     """`rows` as lines with aligned columns: those in `left` begin at their left edge, numbers end at their right."""
+    rows = [[BREAKS.sub(" ", without_controls(cell)) for cell in row] for row in rows]
     widths = [max(width(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -89,4 +101,10 @@ def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str
 
 def width(text: str) -> int:
     """The columns that `text` takes on a terminal, where a Chinese character takes two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+    return sum(map(_columns, text))
+
+
+def _columns(letter: str) -> int:
+    if unicodedata.category(letter) in NO_COLUMN:
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1

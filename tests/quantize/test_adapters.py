@@ -275,6 +275,8 @@ def test_a_base_of_any_length_is_one_line_and_kept_by_its_end(copy: Path) -> Non
     assert read_adapter(copy).base_name == "x" * (MAX_BASE_CHARS - 11) + "/Qwen2.5-7B"
     change_json(copy / ADAPTER_CONFIG, base_model_name_or_path=" Qwen\n\n# 7B\t")
     assert read_adapter(copy).base_name == "Qwen # 7B"
+    change_json(copy / ADAPTER_CONFIG, base_model_name_or_path="\x1b[2J\u202eB7-newQ/你好")
+    assert read_adapter(copy).base_name == "\ufffd[2J\ufffdB7-newQ/你好"
 
 
 def test_adapters_are_found_by_path_and_by_name(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
