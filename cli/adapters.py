@@ -5,17 +5,19 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from cli.download import size_text
-from core.checkpoint.adapter_folders import list_adapters, shared_adapter
+from core.checkpoint.adapter_folders import list_adapters, listed_adapter
 from core.common.paths import adapters_dir
-from core.common.terminal import Terminal, table
+from core.common.terminal import Terminal, shortened, table
 from core.common.values import printable
-from core.library.adapters import FoundAdapter, find_adapters, read_alone
+from core.library.adapters import FoundAdapter, find_adapters, read_for_all
 from core.library.maintenance import delete_adapter
-from core.library.scan import find
+from core.library.scan import find, folder_of, scan
 from core.quantize.needed import require_unneeded
 
 COLUMNS = ("name", "rank", "size", "base", "state")
 NO_VALUE = "-"
+# So wide are the names of the models that can have an adapter.
+MODELS_COLUMNS = 32
 
 
 def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
@@ -25,15 +27,15 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 
 
 def run(arguments: Namespace, terminal: Terminal) -> int:
-    """List the adapters; with a model, its own too, and whether it can have each."""
+    """List the adapters with the models here that can have each; with a model, its own too, and whether it can."""
     if arguments.delete is not None:
-        folder = shared_adapter(arguments.delete)
+        folder = listed_adapter(arguments.delete, folder_of(arguments.model) if arguments.model else None)
         require_unneeded(folder)
         delete_adapter(folder)
         terminal.say("adapters_deleted", folder=printable(str(folder)))
         return 0
     out = terminal.to_stdout()
-    found = find_adapters(find(arguments.model)) if arguments.model else list(map(read_alone, list_adapters()))
+    found = find_adapters(find(arguments.model)) if arguments.model else of_all_models()
     if arguments.json:
         out.write_json({"adapters": [as_object(one) for one in found]})
         return 0
@@ -41,7 +43,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
         out.say("adapters_none", folder=str(adapters_dir()))
         return 0
     head = [out.text(f"adapters_{name}") for name in COLUMNS]
-    for line in table([head, *(row(one, out) for one in found)], left=(0, 3, 4)):
+    for line in table([head, *(row(one, out) for one in found)], left=(0, 3, 4), shrinking=(0, 3)):
         out.write(line)
     for one in found:
         if one.error is not None:
@@ -49,6 +51,12 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     if any(one.shape is not None and one.shape.changes_experts for one in found):
         out.say("adapters_of_experts")
     return 0
+
+
+def of_all_models() -> list[FoundAdapter]:
+    folders = list_adapters()
+    models = [entry.checkpoint for entry in scan() if entry.checkpoint is not None] if folders else []
+    return [read_for_all(folder, models) for folder in folders]
 
 
 def as_object(one: FoundAdapter) -> dict[str, object]:
@@ -61,6 +69,7 @@ def as_object(one: FoundAdapter) -> dict[str, object]:
         "base": (one.shape and one.shape.base_name) or None,
         "changes_experts": one.shape and one.shape.changes_experts,
         "is_of_other_base": one.is_of_other_base,
+        "models": one.models and list(one.models),
         "error": one.error and str(one.error),
     }
 
@@ -68,8 +77,18 @@ def as_object(one: FoundAdapter) -> dict[str, object]:
 def row(one: FoundAdapter, out: Terminal) -> list[str]:
     if one.shape is None:
         return [one.name, NO_VALUE, NO_VALUE, NO_VALUE, out.text("adapters_refused")]
-    usable = "adapters_with_room" if one.shape.changes_experts else "adapters_usable"
-    state = "adapters_other_base" if one.is_of_other_base else usable
     return [
-        one.name, str(one.shape.rank), size_text(one.shape.num_bytes), one.shape.base_name or NO_VALUE, out.text(state),
+        one.name, str(one.shape.rank), size_text(one.shape.num_bytes), one.shape.base_name or NO_VALUE, use(one, out),
     ]  # fmt: skip
+
+
+def use(one: FoundAdapter, out: Terminal) -> str:
+    """What is known of its use: by the model that was named, else by which of those here."""
+    if one.models == ():
+        return out.text("adapters_no_model")
+    words = [shortened(", ".join(one.models), MODELS_COLUMNS)] if one.models else []
+    if one.is_of_other_base:
+        words.append(out.text("adapters_other_base"))
+    elif one.shape is not None and one.shape.changes_experts:
+        words.append(out.text("adapters_with_room"))
+    return "; ".join(words) or out.text("adapters_usable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from core.checkpoint.adapters import is_adapter
@@ -44,9 +45,14 @@ def list_adapters(base: Path | None = None) -> list[Path]:
     return list(found.values())
 
 
-def shared_adapter(name: str) -> Path:
-    """The folder of the adapter called `name` in adapters/. Raises InputError for any other."""
-    found = next((folder for folder in list_adapters() if folder.name == name), None)
-    if found is None:
-        raise InputError("adapter_unknown", name=quoted_text(name), folder=printable(str(adapters_dir())))
-    return found
+def listed_adapter(text: str, base: Path | None = None) -> Path:
+    """The folder of the adapter that `text` names among those of `list_adapters`. Raises InputError for any other."""
+    typed = typed_path(text)
+    if not text.strip() or typed is None:
+        raise InputError("adapter_unnamed", name=quoted_text(text))
+    path = os.path.abspath(typed)
+    found = next((one for one in list_adapters(base) if text == one.name or path == os.path.abspath(one)), None)
+    if found is not None:
+        return found
+    key = "adapter_unlisted" if is_adapter(typed) else "adapter_unknown"
+    raise InputError(key, name=quoted_text(text), folder=printable(str(adapters_dir())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,9 @@ from core.common.output import write_text
 from core.common.values import json_text, without_controls
 
 BAR_CELLS = 24
+# How wide a table may be where no terminal says it, and the least that is left of a column that gives way.
+USUAL_COLUMNS, LEAST_COLUMNS = 120, 16
+BETWEEN = "  "
 # What would break a row of a table.
 BREAKS = re.compile(r"[\n\t]")
 # Characters of these kinds take no column: accents, and what joins others.
@@ -87,16 +91,36 @@ class Terminal:
             self._has_status_line = False
 
 
-def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """`rows` as lines with aligned columns: those in `left` begin at their left edge, numbers end at their right."""
+def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), shrinking: Sequence[int] = ()) -> list[str]:
+    """`rows` as lines with aligned columns: those in `left` begin at their left edge, numbers end at their right.
+    Of the columns in `shrinking` the widest gives way while the table is wider than the terminal."""
     rows = [[BREAKS.sub(" ", without_controls(cell)) for cell in row] for row in rows]
     widths = [max(width(cell) for cell in column) for column in zip(*rows, strict=True)]
+    over = sum(widths) + len(BETWEEN) * (len(widths) - 1) - shutil.get_terminal_size((USUAL_COLUMNS, 0)).columns
+    while over > 0 and shrinking and widths[widest := max(shrinking, key=lambda one: widths[one])] > LEAST_COLUMNS:
+        widths[widest] -= 1
+        over -= 1
     lines = []
     for row in rows:
-        padding = [" " * (size - width(cell)) for cell, size in zip(row, widths, strict=True)]
-        pairs = enumerate(zip(row, padding, strict=True))
-        lines.append("  ".join(cell + pad if column in left else pad + cell for column, (cell, pad) in pairs).rstrip())
+        cells = [shortened(cell, size) for cell, size in zip(row, widths, strict=True)]
+        padding = [" " * (size - width(cell)) for cell, size in zip(cells, widths, strict=True)]
+        pairs = enumerate(zip(cells, padding, strict=True))
+        lines.append(
+            BETWEEN.join(cell + pad if column in left else pad + cell for column, (cell, pad) in pairs).rstrip()
+        )
     return lines
+
+
+def shortened(text: str, columns: int) -> str:
+    """`text` in no more than `columns`: its beginning and more of its end, which tells names and paths apart."""
+    if width(text) <= columns:
+        return text
+    begin, end = text, ""
+    while width(begin) > (columns - 1) // 3:
+        begin = begin[:-1]
+    while width(more := text[-len(end) - 1 :]) <= columns - 1 - width(begin):
+        end = more
+    return f"{begin}…{end}"
 
 
 def width(text: str) -> int:

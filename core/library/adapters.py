@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,12 +27,13 @@ OWN_FAULTS = ("adapter_plain_matrix", "adapter_router", "adapter_outside", "adap
 @dataclass(frozen=True, slots=True)
 class FoundAdapter:
     """One folder. `error`: why the model cannot have it. `is_of_other_base`: it names another base, which may still be
-    the same model."""
+    the same model. `models`: what is known to be able to have it, where it was read for no model."""
 
     folder: Path
     shape: AdapterShape | None
     error: DeckError | None = None
     is_of_other_base: bool = False
+    models: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -63,6 +64,15 @@ def read_alone(folder: Path) -> FoundAdapter:
         return FoundAdapter(folder, read_adapter(folder))
     except DeckError as error:
         return FoundAdapter(folder, None, error)
+
+
+def read_for_all(folder: Path, models: Sequence[Checkpoint]) -> FoundAdapter:
+    """One adapter and which of `models` can have it: those of its own base, or else those with the same shapes."""
+    found = read_alone(folder)
+    if found.shape is None:
+        return found
+    own, others = find_bases(found.shape, models)
+    return replace(found, models=tuple(own or others), is_of_other_base=bool(others) and not own)
 
 
 def find_bases(adapter: AdapterShape, models: Iterable[Checkpoint]) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from cli.main import main
 from core.checkpoint.adapters import WEIGHTS
+from core.common.terminal import width
 from core.hub.address import parse_address
 from core.hub.folders import model_folders, remember
 from core.hub.queue import DownloadQueue
@@ -126,10 +127,77 @@ def test_one_of_single_experts_says_what_it_needs(home: Path, capfd: Caught) -> 
     save_file({names[name]: one for name, one in tensors.items()}, poet / WEIGHTS)
     assert main(["adapters"]) == 0
     out = capfd.readouterr().out
-    assert "with room for experts" in out and "“Adapters may change experts too” switched on" in out
+    assert "no model here" in out and "“Adapters may change experts too” switched on" in out
     assert main(["adapters", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)["adapters"]
     assert {one["name"]: one["changes_experts"] for one in found} == {"pirate": False, "poet": True}
+
+
+def test_without_a_model_each_is_told_with_the_models_that_can_have_it(home: Path, capfd: Caught) -> None:
+    """One that no model here can have was told as usable."""
+    make_checkpoint(home / "wide", Recipe(hidden=128))
+    for name, model, base in (
+        ("own", home / "models" / "tiny", "me/tiny"),
+        ("named", home / "models" / "tiny", "me/huge"),
+        ("none", home / "wide", "me/wide"),
+    ):
+        write_adapter(home / "adapters" / name, model, base=base)
+    assert main(["adapters"]) == 0
+    lines = {line.split()[0]: line for line in capfd.readouterr().out.splitlines()}
+    assert lines["own"].endswith("  tiny") and lines["named"].endswith("  tiny; names another base")
+    assert lines["none"].endswith("  no model here")
+    assert main(["adapters", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)["adapters"]
+    assert {one["name"]: one["models"] for one in found} == {"own": ["tiny"], "named": ["tiny"], "none": []}
+    assert main(["adapters", "tiny", "--json"]) == 0
+    assert {one["models"] for one in json.loads(capfd.readouterr().out)["adapters"]} == {None}
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_long_names_leave_a_table_in_its_lines(
+    home: Path, capfd: Caught, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    name, base = "pirate-" + 20 * "long-" + "你好", 40 * "path/" + "Qwen2.5-7B"
+    write_adapter(home / "adapters" / name, home / "models" / "tiny", base=base)
+    assert main(["adapters"]) == 0
+    head, line, *_ = capfd.readouterr().out.splitlines()
+    assert width(head) <= width(line) <= columns
+    assert line.startswith("pirate") and "Qwen2.5-7B" in line and line.endswith("names another base")
+    assert main(["adapters", "--json"]) == 0
+    (found,) = json.loads(capfd.readouterr().out)["adapters"]
+    assert (found["name"], found["base"]) == (name, base)
+
+
+def test_one_in_a_models_folder_is_deleted_by_the_models_name(home: Path, capfd: Caught) -> None:
+    inside = write_adapter(home / "models" / "tiny" / "inside", home / "models" / "tiny")
+    assert main(["adapters", "--delete", "inside"]) == 2 and inside.is_dir()
+    assert main(["adapters", "nobody", "--delete", "inside"]) == 2 and inside.is_dir()
+    capfd.readouterr()
+    assert main(["adapters", "tiny", "--delete", "inside"]) == 0
+    assert str(inside) in capfd.readouterr().err and not inside.exists()
+    assert (home / "models" / "tiny" / "config.json").exists()
+
+
+def test_one_in_a_linked_models_folder_stays_where_it_lies(home: Path, capfd: Caught) -> None:
+    make_checkpoint(home / "elsewhere")
+    inside = write_adapter(home / "elsewhere" / "inside", home / "models" / "tiny")
+    (home / "models" / "linked").symlink_to(home / "elsewhere")
+    assert main(["adapters", "linked", "--delete", "inside"]) == 2
+    assert "Delete it there" in capfd.readouterr().err and inside.is_dir()
+
+
+def test_a_path_is_told_by_what_lies_there(home: Path, capfd: Caught) -> None:
+    """An adapter elsewhere was told as none."""
+    outside = write_adapter(home / "outside", home / "models" / "tiny")
+    assert main(["adapters", "--delete", str(outside)]) == 2
+    said = capfd.readouterr().err
+    assert "is an adapter, and none of those in" in said and outside.is_dir()
+    assert main(["adapters", "--delete", " "]) == 2
+    assert "no name of an adapter" in capfd.readouterr().err
+    shared = write_adapter(home / "adapters" / "pirate", home / "models" / "tiny")
+    assert main(["adapters", "--delete", str(shared)]) == 0
+    assert not shared.exists()
 
 
 @pytest.mark.parametrize("name", ["../models/tiny", "nobody", "", ".", ".download-somebody_pirate"])
