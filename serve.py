@@ -31,7 +31,7 @@ from core.library.scan import find
 from core.remote.selection import read_selection
 from core.server.uvicorn_tuning import tune_server
 from core.standby.loader import ModelLoader
-from ui.server.early_questions import ask_questions_once
+from ui.server.early_steps import take_steps_once
 from ui.server.presence import presence_route
 from ui.server.sessions import end_sessions_in_time
 from ui.server.single_sign_on import sign_on
@@ -63,7 +63,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     wanted. Pages show how it goes. At the end answers are written down and the engine ends.
     """
     end_sessions_in_time(get_instance())
-    ask_questions_once()
+    take_steps_once()
     if name := os.environ.get("LLAMADECK_LOAD"):
         load_at_start(last_load(name) or LastModel(name, 0, 1), "LLAMADECK_LOAD_ANYWAY" in os.environ)
     elif is_loaded_at_start() and read_selection() is None and (last := last_model()):

@@ -133,6 +133,24 @@ def test_several_chats_are_answered_at_once_and_each_shows_it(page: Page) -> Non
         expect(messages(page).last).to_contain_text("Stopped", timeout=WAIT_MS)
 
 
+def test_a_chat_deleted_while_it_answers_comes_back_with_what_was_written(page: Page) -> None:
+    """Timers told the click as well: the second delete said that another tab had done it, and took the way back."""
+    for _ in range(4):
+        ask(page, "forever wait=0.05")
+        expect(messages(page).last).to_contain_text("one two three four", timeout=WAIT_MS)
+        press(page, "chat_whole")
+        press(page, "chat_delete")
+        expect(page).to_have_url(re.compile(r"chat=new$"), timeout=WAIT_MS)
+        # Long enough for the timers of the page that was left.
+        page.wait_for_timeout(1500)
+        expect(page.get_by_test_id("stAlert")).to_have_count(0)
+        press(page, "chat_undo")
+        expect(messages(page).last).to_contain_text("Stopped", timeout=WAIT_MS)
+        expect(messages(page).last).to_contain_text("one two three four")
+        press(page, "chat_new")
+        expect(messages(page)).to_have_count(0, timeout=WAIT_MS)
+
+
 def test_an_export_is_the_whole_chat_and_comes_back_in(page: Page, tmp_path: Path) -> None:
     type_message(page, "to be exported")
     press(page, "chat_whole")
