@@ -30,7 +30,9 @@ def read_completion_request(request: CompletionRequest, served: ServedModel) -> 
     num_written, num_kept = _best_of(request)
     is_scored = bool(request.echo) and request.logprobs is not None
     logprobs = request.logprobs if num_kept is None else request.logprobs or 0
-    options = replace(read_options(request, served, logprobs), prompt_logprobs=is_scored)
+    options = replace(
+        read_options(request, served, logprobs), prompt_logprobs=is_scored, is_prompt_alone=is_prompt_alone
+    )
     infill = _infill_of(served) if request.suffix else None
     if infill is not None:
         stop = tuple(dict.fromkeys((*sampling.stop, *infill.ends)))[:MAX_STOP_STRINGS]
@@ -44,7 +46,7 @@ def read_completion_request(request: CompletionRequest, served: ServedModel) -> 
             prompt = infill.prompt(prompt, request.suffix or "")
         if isinstance(prompt, str) and not prompt.startswith(served.model.counter.opening):
             prompt = served.model.counter.opening + prompt
-        num_tokens += check_length(prompt, served) * num_written
+        num_tokens += check_length(prompt, served, 0 if is_prompt_alone else 1) * num_written
         echo = _echo(given, served) if request.echo else ""
         generations.append(
             GenerationRequest(

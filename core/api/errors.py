@@ -31,7 +31,9 @@ class HttpErrorShape:
 
 
 INVALID, AUTHENTICATION, SERVER = "invalid_request_error", "authentication_error", "server_error"
-CONTEXT = HttpErrorShape(400, INVALID, "context_length_exceeded", "messages")
+# What makes the prompt, by its name in chat completions.
+PROMPT_FIELD = "messages"
+CONTEXT = HttpErrorShape(400, INVALID, "context_length_exceeded", PROMPT_FIELD)
 NOT_LOADED = HttpErrorShape(503, SERVER, "model_not_loaded", "model", LOAD_RETRY_S)
 # Why the loaded model cannot have an adapter: what a person put there, or how the model was loaded.
 ADAPTER_FAULTS = (
@@ -63,7 +65,7 @@ SHAPES = {
     "api_json": HttpErrorShape(400, INVALID, "invalid_json"),
     "api_field": HttpErrorShape(400, INVALID, "invalid_value"),
     "api_refused": HttpErrorShape(400, INVALID, "unsupported_parameter"),
-    "api_part": HttpErrorShape(400, INVALID, "unsupported_content", "messages"),
+    "api_part": HttpErrorShape(400, INVALID, "unsupported_content", PROMPT_FIELD),
     "api_model": HttpErrorShape(404, INVALID, "model_not_found", "model"),
     "api_model_library": HttpErrorShape(404, INVALID, "model_not_found", "model"),
     "api_model_gone": HttpErrorShape(404, INVALID, "model_not_found", "model"),
@@ -82,19 +84,19 @@ SHAPES = {
     "api_far_too_long": CONTEXT,
     "message_too_long": CONTEXT,
     "character_too_long": CONTEXT,
-    "prompt_too_long": HttpErrorShape(400, INVALID, "context_length_exceeded"),
+    "prompt_too_long": CONTEXT,
     "prompt_empty": HttpErrorShape(400, INVALID, "invalid_value"),
     "prompt_token": HttpErrorShape(400, INVALID, "invalid_value", "prompt"),
-    "chat_template": HttpErrorShape(400, INVALID, "chat_template", "messages"),
-    "chat_template_question": HttpErrorShape(400, INVALID, "chat_template", "messages"),
-    "chat_format_unknown": HttpErrorShape(400, INVALID, "chat_template", "messages"),
-    "chat_template_open": HttpErrorShape(400, INVALID, "chat_template", "messages"),
-    "chat_template_time": HttpErrorShape(400, INVALID, "chat_template", "messages"),
-    "chat_template_memory": HttpErrorShape(400, INVALID, "chat_template", "messages"),
-    "chat_template_output": HttpErrorShape(400, INVALID, "chat_template", "messages"),
-    "chat_template_ended": HttpErrorShape(400, INVALID, "chat_template", "messages"),
-    "chat_template_busy": HttpErrorShape(503, SERVER, "chat_template", "messages", BUSY_RETRY_S),
-    "tokenizer_text": HttpErrorShape(400, INVALID, "tokenizer", "messages"),
+    "chat_template": HttpErrorShape(400, INVALID, "chat_template", PROMPT_FIELD),
+    "chat_template_question": HttpErrorShape(400, INVALID, "chat_template", PROMPT_FIELD),
+    "chat_format_unknown": HttpErrorShape(400, INVALID, "chat_template", PROMPT_FIELD),
+    "chat_template_open": HttpErrorShape(400, INVALID, "chat_template", PROMPT_FIELD),
+    "chat_template_time": HttpErrorShape(400, INVALID, "chat_template", PROMPT_FIELD),
+    "chat_template_memory": HttpErrorShape(400, INVALID, "chat_template", PROMPT_FIELD),
+    "chat_template_output": HttpErrorShape(400, INVALID, "chat_template", PROMPT_FIELD),
+    "chat_template_ended": HttpErrorShape(400, INVALID, "chat_template", PROMPT_FIELD),
+    "chat_template_busy": HttpErrorShape(503, SERVER, "chat_template", PROMPT_FIELD, BUSY_RETRY_S),
+    "tokenizer_text": HttpErrorShape(400, INVALID, "tokenizer", PROMPT_FIELD),
     "nothing_loaded": NOT_LOADED,
     "answer_model_unloaded": NOT_LOADED,
     "engine_silent": HttpErrorShape(503, SERVER, "engine_silent", "model", LOAD_RETRY_S),
@@ -135,8 +137,8 @@ def shape_of(error: DeckError) -> HttpErrorShape:
     return SHAPES.get(error.key, FAULT)
 
 
-def body_of(error: DeckError, language: str) -> dict[str, Any]:
-    """The error as OpenAI writes it, in the reader's language."""
+def body_of(error: DeckError, language: str, prompt_field: str = PROMPT_FIELD) -> dict[str, Any]:
+    """The error as OpenAI writes it, in the reader's language. `prompt_field` is the one that makes the prompt."""
     shape = shape_of(error)
-    field = error.params.get("field", shape.param)
+    field = error.params.get("field", prompt_field if shape.param == PROMPT_FIELD else shape.param)
     return {"error": {"message": error.sentence(language), "type": shape.type, "param": field, "code": shape.code}}

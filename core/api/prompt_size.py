@@ -29,11 +29,11 @@ def check_size(texts: Sequence[str], served: ServedModel) -> None:
                 raise ApiError("api_far_too_long", limit=served.context_tokens)
 
 
-def check_length(prompt: str | tuple[int, ...], served: ServedModel) -> int:
-    """How many tokens the prompt has. Raises ApiError where it leaves no room for an answer. An estimate passes: the
-    engine counts itself."""
+def check_length(prompt: str | tuple[int, ...], served: ServedModel, num_answer: int = 1) -> int:
+    """How many tokens the prompt has. Raises ApiError where it leaves no room for the first `num_answer` tokens of an
+    answer. An estimate passes: the engine counts itself."""
     is_exact = served.model.counter.is_exact or not isinstance(prompt, str)
     tokens = served.model.count_prompt(prompt) if isinstance(prompt, str) else len(prompt)
-    if tokens >= served.context_tokens and is_exact:
+    if tokens + num_answer > served.context_tokens and is_exact:
         raise ApiError("api_too_long", tokens=tokens, limit=served.context_tokens)
     return tokens

@@ -16,7 +16,7 @@ from core.api import metrics as prometheus
 from core.api.auth import ApiAuth
 from core.api.completions import Completions
 from core.api.dialects.anthropic import ANTHROPIC
-from core.api.dialects.dialect import OPENAI, Dialect
+from core.api.dialects.dialect import OPENAI, OPENAI_TEXT, Dialect
 from core.api.dialects.ollama import OLLAMA
 from core.api.dialects.responses import RESPONSES
 from core.api.errors import ApiError
@@ -184,5 +184,6 @@ def make_routes(
             one = Endpoint(path, handlers, auth, metrics, ending, dialect)
             routes += [Route(name, one) for name in dict.fromkeys((path, path.removeprefix("/v1")))]
     for path, (name, handlers) in paths.items():
-        routes.append(Route(path, Endpoint(name.replace(":path", ""), handlers, auth, metrics, ending)))
+        dialect = OPENAI_TEXT if name == "/v1/completions" else OPENAI
+        routes.append(Route(path, Endpoint(name.replace(":path", ""), handlers, auth, metrics, ending, dialect)))
     return routes

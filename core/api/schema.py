@@ -80,11 +80,13 @@ def _as_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
         return tuple(prompts)
     if not all(is_ids(one) for one in prompts):
         raise ValueError("every prompt has to be a text, or every one a list of token ids")
+    if not all(0 <= token <= MAX_INT64 for one in prompts for token in one):
+        raise ValueError("a token id is a number from 0 to the last one of the model's vocabulary")
     return tuple(tuple(one) for one in prompts)
 
 
 def is_ids(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one <= MAX_INT64 for one in value)
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
 
 
 GRAMMAR_FIELDS = (

@@ -48,7 +48,7 @@ class RequestOptions:
     """`logit_bias`: what is added to the logits of tokens, by id. No end comes before `min_tokens`, and with
     `ignore_eos` none but those of length. `logprobs`: how many of the likeliest tokens are told with each token; None
     tells nothing. `prompt_logprobs` tells them of the prompt's tokens, too. The special tokens that stand in `shown`
-    are in the answer's text, too.
+    are in the answer's text, too. `is_prompt_alone`: nobody wants the answer, and the prompt may fill the context.
     """
 
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -58,6 +58,7 @@ class RequestOptions:
     prompt_logprobs: bool = False
     grammar: Grammar | None = None
     shown: tuple[str, ...] = ()
+    is_prompt_alone: bool = False
     adapter: AdapterUse | None = None
 
     def __post_init__(self) -> None:

@@ -88,7 +88,7 @@ class RemoteEngine(EngineBase):
         if connection is None or connection.model is None or state.phase != "ready" or state.facts is None:
             # Not the state's own: whoever raises an error writes into it.
             raise EngineError(state.error.key, **state.error.params) if state.error else EngineError("nothing_loaded")
-        if replace(options, shown=()) != PLAIN:
+        if replace(options, shown=(), is_prompt_alone=False) != PLAIN:
             # These servers take them in other forms each, and their answers would have to be read for them.
             raise EngineError("remote_options", server=connection.server.name)
         prompt_tokens = connection.token_count.count_prompt(prompt)

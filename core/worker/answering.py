@@ -90,7 +90,7 @@ class Answering:
             self.finish(slot, "stop")
         elif request.num_sampled >= sampling.max_new_tokens:
             self.finish(slot, "length")
-        elif len(slot.cached_tokens) >= self._steps.context_tokens:
+        elif len(request.tokens) >= self._steps.context_tokens:
             self.finish(slot, "context")
         elif is_over_budget:
             self._end_thought(slot, request)

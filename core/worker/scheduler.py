@@ -82,10 +82,12 @@ class Scheduler:
             tokens = list(self._tokenizer.encode(printable(command.prompt), add_special_tokens=False).ids)
         else:
             tokens = list(command.prompt)
+        # A context holds a prompt with its answer, which has a token at least unless it is read alone.
         limit = self._steps.context_tokens
+        num_answer = 0 if command.options.is_prompt_alone else 1
         if not tokens:
             self._emit(Failed(command.request, EngineError("prompt_empty")))
-        elif len(tokens) >= limit:
+        elif len(tokens) + num_answer > limit:
             self._emit(Failed(command.request, EngineError("prompt_too_long", tokens=len(tokens), limit=limit)))
         elif not 0 <= min(tokens) <= max(tokens) < self._steps.vocabulary:
             self._emit(Failed(command.request, EngineError("prompt_token", limit=self._steps.vocabulary - 1)))
@@ -180,7 +182,7 @@ class Scheduler:
         most = min(
             self._steps.max_verified - 1,
             request.command.sampling.max_new_tokens - request.num_sampled - 1,
-            self._steps.context_tokens - num_tokens,
+            self._steps.context_tokens - num_tokens - 1,
         )
         if page_tokens:
             # No new page for tokens that may not come.
@@ -205,7 +207,7 @@ class Scheduler:
             return False
         will_sample = request.num_sampled + request.num_in_flight
         is_long_enough = will_sample >= request.command.sampling.max_new_tokens
-        return not is_long_enough and len(request.tokens) + request.num_in_flight <= self._steps.context_tokens
+        return not is_long_enough and len(request.tokens) + request.num_in_flight < self._steps.context_tokens
 
     def _enqueue(self, pending: PendingTokens, owners: list[tuple[Slot, ActiveRequest]]) -> None:
         self._in_flight.append((pending, owners))

@@ -154,6 +154,27 @@ def test_a_prompt_beyond_the_context(url: str) -> None:
             response = httpx2.post(url + path, json=body | {"stream": stream})
             assert response.status_code == 400, body
             assert error(response)["code"] == "context_length_exceeded"
+            assert error(response)["param"] == ("prompt" if path == COMPLETIONS else "messages")
+    response = httpx2.post(url + "/v1/responses", json={"input": words})
+    assert error(response)["param"] == "input"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [([-1], "a number from 0"), ([[5], [6, 2**63]], "a number from 0"), (["a", [5]], "every prompt"), ([5.5], "every")],
+)
+def test_a_prompt_that_is_none_is_told_why(url: str, prompt: object, why: str) -> None:
+    """A number outside of the vocabulary was said to be no list of token ids."""
+    assert why in error(httpx2.post(url + COMPLETIONS, json={"prompt": prompt}))["message"]
+
+
+def test_a_prompt_may_fill_the_context_where_nothing_is_to_be_written(url: str) -> None:
+    alone = {"prompt": [5] * 1024, "echo": True, "max_tokens": 0}
+    assert httpx2.post(url + COMPLETIONS, json=alone).status_code == 200
+    assert httpx2.post(url + COMPLETIONS, json=alone | {"prompt": [5] * 1025}).status_code == 400
+    for number, status in ((1023, 200), (1024, 400)):
+        body = {"prompt": [5] * number, "max_tokens": 1}
+        assert httpx2.post(url + COMPLETIONS, json=body).status_code == status
 
 
 def test_a_template_that_refuses_says_so_in_its_own_words(url: str, api_home: Path) -> None:

@@ -97,7 +97,10 @@ def test_an_answer_goes_on_from_given_words(client: openai.OpenAI) -> None:
 def test_a_full_context_ends_an_answer_as_its_length_does(client: openai.OpenAI) -> None:
     done = client.completions.create(model="starter", prompt=[5] * 249, max_tokens=100, temperature=0)
     assert done.choices[0].finish_reason == "length" and done.usage is not None
-    assert done.usage.total_tokens <= 257
+    assert done.usage.total_tokens == 256
+    alone = client.completions.create(model="starter", prompt=[5] * 256, max_tokens=0, echo=True, logprobs=1)
+    assert alone.usage is not None and alone.usage.total_tokens == 256
+    assert alone.choices[0].logprobs is not None and len(alone.choices[0].logprobs.tokens or ()) == 256
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="starter", prompt=[5] * 256)
     assert caught.value.code == "context_length_exceeded"

@@ -224,11 +224,20 @@ def test_a_full_context_ends_the_answer(tokenizer: Tokenizer) -> None:
     harness.run()
     stats = harness.end(1).stats
     assert harness.end(1).reason == "context"
-    assert stats.prompt_tokens + stats.num_tokens == 41  # The last token drawn needs no room of its own.
+    assert stats.prompt_tokens + stats.num_tokens == 40
+
+
+def test_a_prompt_that_fills_the_context_is_read_alone_or_leaves_room_for_a_token(tokenizer: Tokenizer) -> None:
+    harness = SchedulerHarness(FakeSteps(context_tokens=40), tokenizer)
+    harness.ask(1, tuple(range(3, 43)), max_new_tokens=1, options=RequestOptions(is_prompt_alone=True))
+    harness.ask(2, tuple(range(3, 42)), max_new_tokens=500)
+    harness.run()
+    assert harness.end(1).stats.prompt_tokens == 40
+    assert harness.end(2).reason == "context" and harness.end(2).stats.num_tokens == 1
 
 
 @pytest.mark.parametrize(
-    ("prompt", "key"), [("", "prompt_empty"), ((), "prompt_empty"), (tuple(range(3, 60)), "prompt_too_long")]
+    ("prompt", "key"), [("", "prompt_empty"), ((), "prompt_empty"), (tuple(range(3, 43)), "prompt_too_long")]
 )
 def test_a_prompt_that_cannot_be_answered_fails_at_once(tokenizer: Tokenizer, prompt, key: str) -> None:
     harness = SchedulerHarness(FakeSteps(context_tokens=40), tokenizer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from core.api.errors import body_of
@@ -83,3 +84,4 @@ def _error_frames(body: Body, is_ending: bool) -> Iterable[str]:
 
 SSE = "text/event-stream; charset=utf-8"
 OPENAI = Dialect(SSE, ": waiting\n\n", body_of, _error_frames)
+OPENAI_TEXT = Dialect(SSE, ": waiting\n\n", partial(body_of, prompt_field="prompt"), _error_frames)

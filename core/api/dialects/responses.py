@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from core.api.dialects.dialect import SSE, Body, Dialect, event
@@ -185,4 +186,4 @@ def _error_frames(body: Body, is_ending: bool) -> Iterable[str]:
     return (event({**body["error"], "type": "error", "sequence_number": 0, "error": body["error"]}, "error"),)
 
 
-RESPONSES = Dialect(SSE, ": waiting\n\n", body_of, _error_frames)
+RESPONSES = Dialect(SSE, ": waiting\n\n", partial(body_of, prompt_field="input"), _error_frames)
