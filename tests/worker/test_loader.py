@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,11 @@ def test_a_configuration_that_cannot_be_this_model_is_refused_in_words(
     config.write_text(config.read_text().replace(old, new))
     with pytest.raises(error):
         load(tmp_path / "model")
+
+
+def test_a_family_that_turns_whole_heads_ignores_how_much_of_a_head_is_turned(tmp_path: Path) -> None:
+    """As its class does; a library of kernels puts a rope of its own in its place when it is imported."""
+    make_checkpoint(tmp_path / "model", Recipe())
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"partial_rotary_factor": 0.5}))
+    load(tmp_path / "model")

@@ -10,6 +10,7 @@ from gptqmodel.nn_modules.qlinear import GPTQQuantLinear
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear
 from gptqmodel.nn_modules.qlinear.tritonv2 import TritonV2Linear
 from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from core.checkpoint.quantization import QuantizedMatrix
 from core.memory.kernels.registry import has_c_compiler
@@ -19,6 +20,10 @@ from core.memory.model_shape import MatrixShape
 from core.worker.model.experts import ExpertTensors, GatedActivation, loop_experts
 from core.worker.model.matrix_tensors import ConcatenatedTensors, GroupTensors, MatrixTensors
 from core.worker.model.repack import middle_zeros
+
+# gptqmodel's import puts a rope of its own before each family's, for classes from repositories, which never run here.
+# It turns a part of each head wherever a configuration names one, also in families that turn whole heads.
+ROPE_INIT_FUNCTIONS.pop("default", None)
 
 
 class GptqmodelBackend:
