@@ -29,7 +29,7 @@ from core.hub.tokens import token_for
 from core.memory.device_memory import DeviceMemory
 from core.quantize.answer import answer_words
 from core.quantize.calibration import check_calibration
-from core.quantize.card import loss_percent, loss_text
+from core.quantize.card import loss_words
 from core.quantize.job import QuantizeJob
 from core.quantize.options import (
     BITS,
@@ -181,10 +181,8 @@ def make(target: Target, options: QuantizeOptions, device: str, name: str, termi
         raise state.error
     assert state.result is not None
     terminal.say("quantize_done", folder=printable(str(models_dir() / name)))
-    loss = loss_text(loss_percent(state.result))
-    terminal.write(translate(terminal.language, "quantize.loss" if loss else "quantize.loss_none", loss=loss))
-    key, words = answer_words(state.result["asked"], state.result["first_words"], terminal.language)
-    terminal.write(translate(terminal.language, f"quantize.{key}", **words))
+    for key, words in (loss_words(state.result), answer_words(state.result, options, terminal.language)):
+        terminal.write(translate(terminal.language, f"quantize.{key}", **words))
     return models_dir() / name
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import DeckError, EngineError
+from core.common.i18n import translate
 from core.common.values import printable
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
+from core.quantize.card import loss_percent
+from core.quantize.options import BITS, GROUP_SIZES, QuantizeOptions
 
 # What it is asked, and what it is to go on with where it has no template of chats.
 QUESTION, BEGINNING = "What is the capital of France? Answer in one sentence.", "The capital of France is"
+# In percent: a model that lost less has hardly changed.
+LARGE_LOSS = 10.0
 CONTEXT_TOKENS, NEW_TOKENS = 512, 32
 ANSWER_S = 300.0
 
@@ -29,11 +35,31 @@ class FirstWords:
     was_tried: bool = True
 
 
-def answer_words(asked: str, found: FirstWords, language: str) -> tuple[str, dict[str, str]]:
-    """What to show of it, in `language`: the key of a sentence under "quantize", and what it quotes."""
+def answer_words(result: Mapping[str, Any], options: QuantizeOptions, language: str) -> tuple[str, dict[str, str]]:
+    """What to show of it, in `language`: the key of a sentence under "quantize", and what it quotes.
+
+    `result`: what the child process found, with the "first_words".
+    """
+    found: FirstWords = result["first_words"]
     if found.error is None:
-        return "answer", {"question": asked, "answer": " ".join(found.text.split())}
-    return "answer_bad" if found.was_tried else "answer_untried", {"reason": found.error.sentence(language)}
+        return "answer", {"question": result["asked"], "answer": " ".join(found.text.split())}
+    reason = found.error.sentence(language)
+    if not found.was_tried:
+        return "answer_untried", {"reason": reason}
+    if found.error.key == "not_finite":
+        return "answer_no_numbers", {}
+    return "answer_bad", {"reason": reason, "advice": translate(language, f"quantize.{_advice(result, options)}")}
+
+
+def _advice(result: Mapping[str, Any], options: QuantizeOptions) -> str:
+    """What may help a model that answers nothing: finer numbers only where rougher ones may be why."""
+    loss = loss_percent(result)
+    if loss is not None and loss < LARGE_LOSS:
+        return "advice_original"
+    has_finer_groups = options.group_size != min(size for size in GROUP_SIZES if size > 0)
+    if options.bits == max(BITS):
+        return "advice_groups" if has_finer_groups else "advice_finest"
+    return "advice_bits_or_groups" if has_finer_groups else "advice_bits"
 
 
 class Check(Protocol):

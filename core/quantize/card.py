@@ -17,9 +17,14 @@ SMALLEST_LOSS = 0.05
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
-def loss_percent(result: Mapping[str, Any]) -> float:
-    """How much the perplexity rose by quantizing, over all held-out texts, in percent; negative where it fell."""
+def loss_percent(result: Mapping[str, Any]) -> float | None:
+    """How much the perplexity rose by quantizing, over all held-out texts, in percent; negative where it fell.
+
+    None where it was not measured.
+    """
     before, after = result["before"], result["after"]
+    if not before:
+        return None
     loss: float = 100 * (sum(after[name] / before[name] for name in before) / len(before) - 1)
     return loss
 
@@ -29,6 +34,15 @@ def loss_text(percent: float) -> str:
     if percent < SMALLEST_LOSS:
         return ""
     return f"{percent:.0f}" if percent >= 10 else f"{percent:.1f}"
+
+
+def loss_words(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """What to say of the loss: the key of a sentence under "quantize", and its values."""
+    percent = loss_percent(result)
+    if percent is None:
+        return "loss_unmeasured", {"why": result["unmeasured"]}
+    loss = loss_text(percent)
+    return ("loss", {"loss": loss}) if loss else ("loss_none", {})
 
 
 def write_card(folder: Path, job: JobFile, result: Mapping[str, Any]) -> None:
@@ -53,7 +67,8 @@ def card_text(job: JobFile, result: Mapping[str, Any]) -> str:
     lines.append(f"- Calibrated on {result['rows']} rows, {result['tokens']} tokens, of {texts}")
     if options.sees_all:
         lines.append("- Each expert was calibrated on all of them")
-    lines += ["", "| perplexity on held-out text | before | after |", "|---|---|---|"]
+    if result["before"]:
+        lines += ["", "| perplexity on held-out text | before | after |", "|---|---|---|"]
     for name, before in result["before"].items():
         lines.append(f"| {LANGUAGES.get(name, name)} | {before:.3f} | {result['after'][name]:.3f} |")
     lines += ["", "What the base model's licence says holds for this one too.", ""]

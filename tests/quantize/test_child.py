@@ -119,6 +119,23 @@ def test_perplexity_is_that_of_transformers(tmp_path: Path, family: str, sizes: 
     assert told == [0.5, 1.0]
 
 
+def test_what_a_class_cannot_measure_is_told_and_damaged_weights_are_refused(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AttributeError("no such name")
+
+    monkeypatch.setattr(perplexity, "perplexities", fail)
+    assert perplexity.measure_if_possible(plain, "cpu", ignore) == ({}, "AttributeError: no such name")
+    monkeypatch.undo()
+    shutil.copytree(plain, tmp_path / "copy")
+    tensors = load_file(plain / WEIGHTS)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = math.nan
+    save_file(tensors, tmp_path / "copy" / WEIGHTS)
+    with pytest.raises(CheckpointError):
+        perplexity.measure_if_possible(tmp_path / "copy", "cpu", ignore)
+
+
 def test_experts_that_lie_the_other_way_are_turned(tmp_path: Path) -> None:
     """gpt-oss's class has experts as [in, out], with a bias each, and gptqmodel writes each by itself: all layers were
     quantized, and then the result could not be measured and was thrown away."""

@@ -17,7 +17,7 @@ from core.common.errors import CheckpointError, DeckError, InputError
 from core.library.scan import scan
 from core.quantize import folders
 from core.quantize.answer import EngineCheck, FirstWords, answer_words
-from core.quantize.card import loss_percent
+from core.quantize.card import loss_percent, loss_words
 from core.quantize.job_file import JobFile, write_job
 from core.quantize.options import QuantizeOptions
 from core.quantize.process import QuantizeProcess
@@ -178,10 +178,48 @@ def test_what_the_result_says_is_told_and_changes_nothing(
     assert job.wait(30) and job.phase == "done"
     result = job.snapshot().result
     assert result is not None
-    said = answer_words(result["asked"], result["first_words"], "en")
+    said = answer_words(result, OPTIONS, "en")
     assert said[0] == key and (words is None or said[1] == words)
     assert (words is not None) or said[1]["reason"].endswith(".")
     assert [path.name for path in models.iterdir()] == ["Tiny-1M-GPTQ-4bit-32g"]
+
+
+@pytest.mark.parametrize(
+    ("options", "after", "advice"),
+    [
+        (QuantizeOptions(8, 32), 10.0, "most likely does the same"),
+        (QuantizeOptions(4, 128), 10.1, "most likely does the same"),
+        (QuantizeOptions(8, 32), 20.0, "Nothing finer is offered"),
+        (QuantizeOptions(8, -1), 20.0, "quantize in smaller groups"),
+        (QuantizeOptions(4, 32), 20.0, "quantize to 8 bit."),
+        (QuantizeOptions(4, 64), 20.0, "quantize to 8 bit or in smaller groups"),
+        (QuantizeOptions(4, 64), None, "quantize to 8 bit or in smaller groups"),
+    ],
+)
+def test_finer_numbers_are_advised_only_where_rougher_ones_may_be_why_it_is_silent(
+    options: QuantizeOptions, after: float | None, advice: str
+) -> None:
+    """8 bit in groups of 32 without any loss were told to be made in 8 bit or smaller groups."""
+    figures = {"before": {"en": 10.0}, "after": {"en": after}} if after else {"before": {}, "after": {}}
+    silent = FirstWords(error=DeckError("no_words", model="m"))
+    key, words = answer_words({**figures, **ASKED, "first_words": silent}, options, "en")
+    assert key == "answer_bad" and advice in words["advice"] and "8 bit" not in words["reason"]
+
+
+def test_a_model_whose_class_cannot_be_measured_is_kept(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path
+) -> None:
+    """Hours of quantizing were thrown away."""
+
+    class Unmeasured(FakeProcess):
+        def run(self, tell: Told) -> dict[str, Any]:
+            return super().run(tell) | {"before": {}, "after": {}, "unmeasured": "KeyError: 'x'"}
+
+    job = make_queue(Unmeasured).add(folder_target(plain), OPTIONS, "cpu")
+    assert job.wait(30)
+    result = job.snapshot().result
+    assert result is not None and loss_words(result) == ("loss_unmeasured", {"why": "KeyError: 'x'"})
+    assert "perplexity" not in (models / job.id / "README.md").read_text()
 
 
 def test_a_job_is_cancelled_while_the_result_is_asked(
@@ -353,7 +391,9 @@ def test_a_real_model_and_two_adapters_become_a_gptq_checkpoint(
     assert (found.quantization_label, len(found.matrices)) == ("4 bit, group 32", 14)
     assert "offload" not in (models / name / "config.json").read_text()
     result = job.snapshot().result
-    assert result is not None and result["layers"] == 2 and abs(loss_percent(result)) < 50
+    assert result is not None and result["layers"] == 2
+    loss = loss_percent(result)
+    assert loss is not None and abs(loss) < 50
     assert "pirate" in (models / name / "README.md").read_text()
     # A model of random weights says something, and what it says is no text of anybody's.
     assert result["first_words"].error is None and result["first_words"].text

@@ -8,7 +8,7 @@ import streamlit as st
 
 from core.common.errors import DeckError
 from core.quantize.answer import answer_words
-from core.quantize.card import loss_percent, loss_text
+from core.quantize.card import loss_words
 from core.quantize.job import QuantizeJob
 from core.quantize.progress import Phase, QuantizeState
 from ui.download.jobs import duration, progress_words
@@ -63,10 +63,8 @@ def _draw_state(job: QuantizeJob, drawn: Phase) -> None:
     if state.phase not in ("done", "cancelled", "failed"):
         st.progress(fraction_of(state), text=own_progress_words(state))
     if state.result is not None:
-        loss = loss_text(loss_percent(state.result))
-        st.markdown(tr("quantize.loss", loss=loss) if loss else tr("quantize.loss_none"))
-        key, words = answer_words(state.result["asked"], state.result["first_words"], language())
-        st.markdown(tr(f"quantize.{key}", **words))
+        for key, words in (loss_words(state.result), answer_words(state.result, job.file.options, language())):
+            st.markdown(tr(f"quantize.{key}", **words))
     if state.error is not None:
         show_error(state.error)
 

@@ -64,15 +64,19 @@ def make(job: JobFile, work: Path, out: Path, report: Report) -> dict[str, Any]:
             check_calibration(job.options.calibration, source)
     if job.options.adapters:
         source = watch.run("merge", lambda told: merge.merge(source, job.options, work / "merged", told))
-    before = watch.run("before", lambda told: perplexity.measure(source, job.device, told))
+    # A model is none the worse where its class cannot be measured.
+    before, unmeasured = watch.run("before", lambda told: perplexity.measure_if_possible(source, job.device, told))
     facts = watch.run("quantize", lambda told: gptq.quantize(source, job, work, out, told))
-    after = watch.run("after", lambda told: perplexity.measure(out, job.device, told))
+    after: dict[str, float] = {}
+    if before:
+        after, unmeasured = watch.run("after", lambda told: perplexity.measure_if_possible(out, job.device, told))
     asked, prompt = first_prompt(out)
     found: dict[str, Any] = facts | {
         "asked": asked,
         "prompt": prompt,
-        "before": before,
+        "before": before if after else {},
         "after": after,
+        "unmeasured": unmeasured,
         "took_s": watch.took_s,
         "peak_vram_bytes": gptq.peak_vram_bytes(job.device),
     }

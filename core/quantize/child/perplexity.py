@@ -5,6 +5,7 @@ Perplexity is exp(mean negative log-likelihood of each token but a window's firs
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.common.errors import CheckpointError
+from core.common.values import printable
 from core.quantize.calibration import HELD_OUT, row_tokens
 from core.quantize.child.weights import LazyWeights
 from core.tokenizer.read import read_tokenizer
@@ -22,6 +24,22 @@ from core.worker.model.model_config import plain_text_config
 MAX_WINDOWS = 8
 # Rows of logits at once: a vocabulary of 150,000 makes 300 MB of them in float32.
 LOGIT_ROWS = 512
+# What a family's class raises where it is not as it is taken to be here.
+FAULTS = (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+MAX_FAULT_CHARS = 200
+log = logging.getLogger(__name__)
+
+
+def measure_if_possible(folder: Path, device: str, report: Callable[..., None]) -> tuple[dict[str, float], str]:
+    """What measure() finds, or nothing and why the model's class failed. Raises CheckpointError as that does."""
+    try:
+        return measure(folder, device, report), ""
+    except torch.OutOfMemoryError:
+        # Quantizing takes more than this did.
+        raise
+    except FAULTS as error:
+        log.exception("the perplexity of %s was not measured", folder)
+        return {}, f"{type(error).__name__}: {printable(str(error))[:MAX_FAULT_CHARS]}"
 
 
 def measure(folder: Path, device: str, report: Callable[..., None]) -> dict[str, float]:
