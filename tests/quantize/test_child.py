@@ -81,6 +81,18 @@ def test_quantized_matrices_are_read_as_what_they_stand_for(tmp_path: Path, reci
         torch.testing.assert_close(weights[f"{name}.weight"], torch.from_numpy(value.copy()).float())
 
 
+def test_outputs_need_not_fill_the_words_of_zero_points(tmp_path: Path) -> None:
+    """324 outputs of Granite 4.0 H's recurrent layers, in 4 bit: the result could not be measured."""
+    make_checkpoint(tmp_path, Recipe(symmetric=False, num_layers=1))
+    name = "model.layers.0.mlp.up_proj"
+    whole = LazyWeights(tmp_path, torch.float32)[f"{name}.weight"]
+    tensors = load_file(tmp_path / WEIGHTS)
+    for part in ("qweight", "scales"):
+        tensors[f"{name}.{part}"] = tensors[f"{name}.{part}"][:, :-4].contiguous()
+    save_file(tensors, tmp_path / WEIGHTS)
+    assert torch.equal(LazyWeights(tmp_path, torch.float32)[f"{name}.weight"], whole[:-4])
+
+
 def test_weights_that_are_no_numbers_are_named(plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "copy")
     tensors = load_file(plain / WEIGHTS)

@@ -113,7 +113,8 @@ class LazyWeights(Mapping[str, torch.Tensor]):
         codes = unpack(self._read(f"{name}.qweight"), self._bits)
         # Version 1 of the format takes one off each zero point; gptqmodel takes it off whole words, with the borrow.
         words = self._read(f"{name}.qzeros") + ONES[self._bits]
-        zeros = unpack(words.T.contiguous(), self._bits).T
+        # The last word of a row may have fewer outputs than it has places for.
+        zeros = unpack(words.T.contiguous(), self._bits).T[:, : scales.shape[1]]
         weight = (codes - zeros[groups]).float() * scales[groups]
         return weight if self._is_turned else weight.T.contiguous()
 
