@@ -27,6 +27,7 @@ from core.memory.fit import check_fit
 from core.memory.fit_report import FitReport
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, MIB
 from core.quantize.calibration import NUM_ROWS, row_tokens
+from core.quantize.families import NOT_OFFLOADED
 from core.quantize.options import BITS, GROUP_SIZES, QuantizeOptions
 from core.quantize.resuming import can_resume, is_linked
 from core.quantize.source import STACKED, PlainModel
@@ -96,6 +97,7 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: 
         + ends
         + layer_bytes
         + (moment if kind == "cpu" else 0)
+        + (_elements(model) * bytes_each if model.family in NOT_OFFLOADED else 0)
     )
     return QuantizePlan(
         time_s=_time_s(model, tokens, kind, _expert_share(model, options.sees_all))
@@ -207,6 +209,10 @@ def _matrix_bytes(inputs: int, outputs: int) -> int:
 
 def _layer_elements(model: PlainModel) -> int:
     return sum(i * o for i, o in model.matrices.values()) // max(1, model.num_layers)
+
+
+def _elements(model: PlainModel) -> int:
+    return sum(math.prod(tensor.shape) for tensor in model.tensors.values())
 
 
 def _end_elements(model: PlainModel) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.plain_model import plain_shape
@@ -15,6 +18,17 @@ GIB = 2**30
 def test_large_models_go_through_small_cards(model: str, card_gib: int) -> None:
     plan = plan_job(plain_shape(model), QuantizeOptions(), "cuda:0")
     assert 2 * GIB < plan.vram_bytes < 0.93 * card_gib * GIB
+
+
+def test_a_family_whose_weights_do_not_stay_on_disk_takes_them_in_memory() -> None:
+    """GPT-NeoX: the plan of Pythia's larger models was too small by the whole model."""
+    other = plain_shape("7B")
+    model = replace(other, config=other.config | {"model_type": "gpt_neox"})
+    elements = sum(math.prod(tensor.shape) for tensor in model.tensors.values())
+    plans = [plan_job(one, QuantizeOptions(), "cpu") for one in (model, other)]
+    # A Llama's job can go on, which takes more copies of the texts.
+    assert plans[0].ram_bytes - plans[1].ram_bytes > 4 * elements - 2 * GIB
+    assert plans[0].vram_bytes == plans[1].vram_bytes
 
 
 def test_time_grows_with_layers_alone() -> None:

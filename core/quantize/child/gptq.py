@@ -18,14 +18,13 @@ from core.checkpoint.weight_files import SUFFIX
 from core.quantize.child import adaptations, resume_store, speedups
 from core.quantize.child.tokens import calibration_rows
 from core.quantize.child.writing import write_checkpoint
+from core.quantize.families import NOT_OFFLOADED
 from core.quantize.job_file import JobFile
 from core.quantize.resuming import can_resume, is_linked
 
 # What of gptqmodel's settings goes into the checkpoint; the rest of "meta" tells of this machine.
 SETTINGS = ("bits", "group_size", "desc_act", "sym", "lm_head", "quant_method", "checkpoint_format", "pack_dtype")
 META = ("quantizer", "damp_percent", "true_sequential", "mse", "act_group_aware")
-# gptqmodel 7.6 does not find their head again when it saves.
-NOT_OFFLOADED = ("gpt_neox",)
 # Matrices of experts that are calibrated together where all see all rows: more would take more memory.
 EXPERT_MATRICES = 16
 BATCH_ROWS = {"cpu": 1, "cuda": 8}
