@@ -44,15 +44,13 @@ _RENAMES: dict[str, Renames] = {
     "falcon": ((re.compile(r"^(?=(h|word_embeddings|ln_f)\.)"), "transformer."),),
     "gpt2": ((re.compile(_GPT2_MODULES), "transformer."),),
     "gpt_bigcode": ((re.compile(_GPT2_MODULES), "transformer."),),
-    "gpt_neox": (
-        (re.compile(r"^embed_out\."), "lm_head."),
-        (re.compile(r"^(?=(layers|embed_in|final_layer_norm)\.)"), "gpt_neox."),
-    ),
+    "gpt_neox": ((re.compile(r"^(?=(layers|embed_in|final_layer_norm)\.)"), "gpt_neox."),),
     "gptj": ((re.compile(_GPT2_MODULES), "transformer."),),
     "mpt": ((re.compile(r"^(?=(blocks|wte|norm_f)\.)"), "transformer."),),
     "opt": ((re.compile(r"^(?=decoder\.)"), "model."),),
 }
-# Mixtures of experts: what releases call the parts of an MLP by family, and what some call an expert's matrices.
+# What older releases and adapters call a module that families' classes call otherwise now: the head, and of mixtures of
+# experts the parts of an MLP; and what some call an expert's matrices.
 _MIXTRAL: Renames = ((re.compile(r"\.block_sparse_moe\."), ".mlp."),)
 _GRANITE: Renames = (
     (re.compile(r"\.input_linear\.([0-9]+)\.linear\."), r".experts.\1.gate_up_proj."),
@@ -61,9 +59,10 @@ _GRANITE: Renames = (
     (re.compile(r"\.block_sparse_moe\.output_linear\.weight$"), ".block_sparse_moe.experts.down_proj"),
     (re.compile(r"\.router\.layer\."), ".router."),
 )
-_MLP_RENAMES: dict[str, Renames] = {
+_MODULE_RENAMES: dict[str, Renames] = {
     "ernie4_5_moe": ((re.compile(r"\.mlp\.moe_statics\."), ".mlp.gate.moe_statics."),),
     "exaone_moe": ((re.compile(r"\.mlp\.e_score_correction_bias"), ".mlp.gate.e_score_correction_bias"),),
+    "gpt_neox": ((re.compile(r"^embed_out\."), "lm_head."),),
     # As Unsloth's files have them, from which others were quantized.
     "gpt_oss": (
         (re.compile(r"\.experts\.gate_up_projs\.([0-9]+)\."), r".experts.\1.gate_up_proj."),
@@ -106,7 +105,7 @@ def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     family = text_config(config).get("model_type")
     own = _RENAMES.get(family, TEXT_ALONE) if isinstance(family, str) else ()
     renames = TEXT_PART if has_pictures else own
-    mlp_renames = _MLP_RENAMES.get(family, ()) if isinstance(family, str) else ()
+    module_renames = _MODULE_RENAMES.get(family, ()) if isinstance(family, str) else ()
     named: dict[str, TensorInfo] = {}
     guessing = _guessing_layers(text_config(config))
     for stored, tensor in tensors.items():
@@ -114,7 +113,7 @@ def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
             continue
         if guessing and (layer := LAYER.match(stored)) is not None and int(layer[1]) in guessing:
             continue
-        name = _rename_mlp(_rename(WRAPPERS.sub("", stored), renames), mlp_renames)
+        name = _rename_module(_rename(WRAPPERS.sub("", stored), renames), module_renames)
         # Two tensors of one name would hide one of them: the second keeps its own, which no class knows.
         if name != stored and (name in tensors or name in named):
             name = stored
@@ -123,10 +122,11 @@ def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
 
 
 def name_module(config: Mapping[str, Any], name: str) -> str:
-    """What the class that runs `config` calls a module of an MLP, as far as releases call it otherwise."""
+    """What the class that runs `config` calls a module, as far as releases call its head or parts of an MLP
+    otherwise."""
     family = text_config(config).get("model_type")
-    renames = _MLP_RENAMES.get(family, ()) if isinstance(family, str) else ()
-    return _rename_mlp(f"{name}.", renames).removesuffix(".")
+    renames = _MODULE_RENAMES.get(family, ()) if isinstance(family, str) else ()
+    return _rename_module(f"{name}.", renames).removesuffix(".")
 
 
 def _rename(name: str, renames: Renames) -> str:
@@ -137,7 +137,7 @@ def _rename(name: str, renames: Renames) -> str:
     return name
 
 
-def _rename_mlp(name: str, renames: Renames) -> str:
+def _rename_module(name: str, renames: Renames) -> str:
     for pattern, replacement in renames:
         name = pattern.sub(replacement, name, count=1)
     return _EXPERT.sub(lambda match: f"{match[1]}.{_PROJECTIONS[match[2]]}.", name, count=1)

@@ -146,9 +146,9 @@ MEANS_NOTHING = {
     "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "target_modules", "exclude_modules",
     "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_config", "megatron_core", "loftq_config",
     "eva_config", "corda_config", "lora_ga_config", "velora_config", "qalora_group_size", "runtime_config",
-    "ensure_weight_tying",
+    "ensure_weight_tying", "fan_in_fan_out",
 }  # fmt: skip
-READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "fan_in_fan_out", "bias", "use_rslora",
+READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "bias", "use_rslora",
         "init_lora_weights", "rank_pattern", "alpha_pattern", "target_parameters"}  # fmt: skip
 
 

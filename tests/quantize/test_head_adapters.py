@@ -68,6 +68,20 @@ def test_a_head_lies_as_others_do_where_layers_are_turned(tmp_path: Path) -> Non
     assert len(check_as_peft(plain, adapter, tmp_path / "merged")) == 7
 
 
+def test_the_head_of_a_gpt_neox_has_an_older_name(tmp_path: Path) -> None:
+    """Adapters from before transformers called it lm_head were told as another model's."""
+    plain = make_plain(tmp_path / "neox", "gpt_neox")
+    adapter = make_adapter(plain, tmp_path / "head", target_modules=["lm_head"])
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
+    renamed = {name.replace("lm_head", "embed_out"): value for name, value in tensors.items()}
+    save_file(renamed, adapter / ADAPTER_WEIGHTS)
+    (step,) = merge_steps(read_plain(plain), QuantizeOptions(adapters=(adapter,)))
+    assert (set(step.matrices), set(step.copies)) == ({"lm_head"}, {"lm_head.weight"})
+    merged = merge(plain, QuantizeOptions(adapters=(adapter,)), tmp_path / "merged", ignore)
+    before, after = load_file(plain / WEIGHTS), load_file(merged / WEIGHTS)
+    assert [name for name in after if not torch.equal(before[name], after[name])] == ["embed_out.weight"]
+
+
 def in_float16(copy: torch.Tensor) -> torch.Tensor:
     return copy.half()
 
