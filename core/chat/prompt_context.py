@@ -90,14 +90,19 @@ class PromptContext:
             return cut_to_room(files, text, room, self.model.counter.count)
         return tuple(files)
 
-    def prepare(self, turns: Sequence[Turn], voice: Voice = "assistant", start: str = "") -> Prompt:
+    def prepare(
+        self, turns: Sequence[Turn], voice: Voice = "assistant", start: str = "", must_keep_last: bool = True
+    ) -> Prompt:
         """The prompt for the next message, which begins with `start`. Messages without a word are left out.
 
+        `must_keep_last`: False where a question is still to come, for which the last message may be left out as well.
         Raises ContextError, TemplateError.
         """
         spoken = [(index, turn) for index, turn in enumerate(turns) if turn["content"].strip()]
-        prompt = self._prepare(spoken, voice, start, is_full=False)
-        return prompt if prompt.begins_at == 0 else self._prepare(spoken, voice, start, is_full=True)
+        prompt = self._prepare(spoken, voice, start, must_keep_last, is_full=False)
+        if prompt.begins_at == 0:
+            return prompt
+        return self._prepare(spoken, voice, start, must_keep_last, is_full=True)
 
     def prepare_text(self, text: str) -> Prompt:
         """The prompt that continues a notebook's text. Raises ContextError."""
@@ -105,17 +110,21 @@ class PromptContext:
         fitted = self._fit(parts)
         return Prompt(parts, fitted, fitted.first_kept)
 
-    def _prepare(self, spoken: list[tuple[int, Turn]], voice: Voice, start: str, is_full: bool) -> Prompt:
-        composed, parts, fitted = self._compose_to_fit([turn for _, turn in spoken], voice, start, is_full)
+    def _prepare(
+        self, spoken: list[tuple[int, Turn]], voice: Voice, start: str, must_keep_last: bool, is_full: bool
+    ) -> Prompt:
+        turns = [turn for _, turn in spoken]
+        composed, parts, fitted = self._compose_to_fit(turns, voice, start, must_keep_last, is_full)
         begun = self.style.begun(fitted.prompt, parts)
         if fitted.first_kept == 0:
             return Prompt(parts, fitted, 0, composed.left_out, begun, composed.lore)
         kept = [index for index in composed.message_indexes[fitted.first_kept :] if index is not None]
-        return Prompt(parts, fitted, spoken[kept[0]][0] if kept else len(spoken), composed.left_out,
+        begins_at = spoken[kept[0]][0] if kept else spoken[-1][0] + 1
+        return Prompt(parts, fitted, begins_at, composed.left_out,
                       begun, composed.lore)  # fmt: skip
 
     def _compose_to_fit(
-        self, turns: Sequence[Turn], voice: Voice, start: str, is_full: bool
+        self, turns: Sequence[Turn], voice: Voice, start: str, must_keep_last: bool, is_full: bool
     ) -> tuple[ComposedPrompt, PromptParts, FittedPrompt]:
         """Lore goes before a chat is refused: where the prompt is too long, less and less of it is tried."""
         most_lore_tokens = self.context_tokens
@@ -124,7 +133,8 @@ class PromptContext:
                                               most_lore_tokens=most_lore_tokens)  # fmt: skip
             parts = replace(composed.parts, voice=voice, start=start)
             try:
-                return composed, parts, self._fit(parts, _num_last(composed.message_indexes))
+                num_last = _num_last(composed.message_indexes) - (0 if must_keep_last else 1)
+                return composed, parts, self._fit(parts, num_last)
             except ContextError:
                 if composed.lore_tokens == 0:
                     raise

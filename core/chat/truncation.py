@@ -18,6 +18,8 @@ from core.personas.lorebook import LeftOut, Lore
 Voice = Literal["assistant", "user"]
 # At most this share of the context is kept free for the answer: a generous limit must not push out the chat.
 MAX_ANSWER_SHARE = 0.5
+# Of an answer that goes on at least this share of the context is kept free, where leaving out messages can give it.
+LEAST_ANSWER_SHARE = 1 / 16
 # From this many messages the tokens are measured that a template puts around each turn.
 PROBE_MESSAGES = 8
 
@@ -96,12 +98,14 @@ def fit_to_context(
 ) -> FittedPrompt:
     """The longest prompt that leaves room for an answer of `answer_tokens`, at most half of the context.
 
+    What the answer has begun with counts as its own: one that goes on takes what room there is, though it be a token.
     The last `num_last` turns always stay: the last message, and lore that comes after it. `count_prompt` counts a whole
     prompt exactly where `count_tokens` only estimates a part.
     Raises ContextError "message_too_long" or "character_too_long" where the parts that must stay are too long.
     """
     count_prompt = count_prompt or count_tokens
-    limit = room_for_prompt(context_tokens, answer_tokens)
+    begun_tokens = count_tokens(parts.start) if parts.start else 0
+    limit = _limit(context_tokens, answer_tokens, begun_tokens)
     costs = _last_costs(parts.history, count_tokens, limit, num_last)
     # Those before it are too old: the messages after them are too long already.
     oldest = len(parts.history) - len(costs)
@@ -117,8 +121,10 @@ def fit_to_context(
 
     last = max(0, len(parts.history) - num_last)
     least = measure(last, 0)[1]
+    if begun_tokens:
+        limit = max(limit, min(least, context_tokens - 1))
     if least > limit:
-        raise _too_long(sum(costs[last - oldest :]) + count_tokens(parts.start), least, limit)
+        raise _too_long(sum(costs[last - oldest :]) + begun_tokens, least, limit)
     probe = max(oldest, last - PROBE_MESSAGES)
     marks = (measure(probe, 0)[1] - least - sum(costs[probe - oldest : last - oldest])) / max(1, last - probe)
     guess = oldest + _guess_first([cost + marks for cost in costs[: last - oldest]], limit - least)
@@ -130,6 +136,13 @@ def fit_to_context(
     prompt, tokens = measure(first, num_examples)
     history_tokens = sum(count_tokens(turn["content"]) for turn in parts.history[first:])
     return FittedPrompt(prompt, tokens, history_tokens, context_tokens - tokens, first, num_examples)
+
+
+def _limit(context_tokens: int, answer_tokens: int, begun_tokens: int) -> int:
+    """The most tokens of a prompt that holds the first `begun_tokens` of the answer."""
+    limit = room_for_prompt(context_tokens, answer_tokens)
+    least = min(answer_tokens, int(context_tokens * LEAST_ANSWER_SHARE))
+    return max(limit, min(limit + begun_tokens, context_tokens - least))
 
 
 def _last_costs(history: Sequence[Turn], count_tokens: Callable[[str], int], limit: int, num_last: int) -> list[int]:

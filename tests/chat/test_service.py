@@ -64,6 +64,26 @@ def test_an_answer_goes_on_after_its_last_word(desk: Desk) -> None:
     assert desk.engine.prompts[-1] == ("<system>system</><user>hello</><assistant>one", True)
 
 
+def test_an_answer_goes_on_while_the_context_has_room(desk: Desk) -> None:
+    """Room for a whole answer was kept free beside what was written of it: a quarter of the context stayed empty."""
+    small = context(context_tokens=512, longest=400)
+    room = 512 - len("<system>system</><user>hello</><assistant>")
+    answer = desk.send("hello", "o" * 340)
+    for words in ("o" * (room - 341), "o"):
+        desk.service.continue_answer(desk.chat, answer, small)
+        desk.finish(answer, words)
+    assert desk.texts() == ["hello", "o" * room]
+    with pytest.raises(ContextError, match="Shorten it"):
+        desk.service.continue_answer(desk.chat, answer, small)
+
+
+def test_an_answer_that_goes_on_keeps_what_was_said_before_while_there_is_room(desk: Desk) -> None:
+    desk.send("first", "said")
+    answer = desk.send("hello", "o" * 300)
+    desk.service.continue_answer(desk.chat, answer, context(context_tokens=512, longest=400))
+    assert "<user>first</>" in desk.engine.prompts[-1][0]
+
+
 def test_a_reply_starts_with_the_words_that_were_given(desk: Desk) -> None:
     desk.send("hello", " then", start="First, ")
     assert desk.texts() == ["hello", "First, then"]
@@ -192,3 +212,17 @@ def test_messages_without_a_word_are_no_turns_but_keep_their_place() -> None:
     said = [Turn(role="user", content=""), *([Turn(role="user", content="x" * 100)] * 3)]
     prompt = context(context_tokens=240, longest=1).prepare(said)
     assert prompt.begins_at in (2, 3) and turns_of([]) == []
+
+
+def test_what_a_question_would_find_is_not_too_long_for_the_last_answer() -> None:
+    """A chat whose next question was answered was said to be too long, as its last answer was counted as one."""
+    said = [Turn(role="user", content="one"), Turn(role="assistant", content="x" * 150)]
+    asking = context(context_tokens=240, longest=200)
+    with pytest.raises(ContextError):
+        asking.prepare(said)
+    waiting = asking.prepare(said, must_keep_last=False)
+    assert waiting.begins_at == 2 and waiting.fitted.prompt_tokens <= 120
+    assert asking.prepare([*said, Turn(role="user", content="two")]).begins_at == 2
+    assert asking.prepare(said[:1], must_keep_last=False).begins_at == 0
+    with pytest.raises(ContextError):
+        context(context_tokens=40).prepare(said, must_keep_last=False)

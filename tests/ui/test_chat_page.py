@@ -23,6 +23,7 @@ from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_me
 from tests.support.widgets import has, named
 from ui.chat import composer
 from ui.chat.answering import answered_chats
+from ui.chat.reading_place import SENT_KEY
 from ui.chat.session import EDIT_KEY
 from ui.chat.setup import prompt_context, prompt_of
 from ui.shared import resources
@@ -464,9 +465,22 @@ def test_the_page_shows_where_the_models_memory_begins(models: Path) -> None:
     assert "memory begins here" in words(tab) and "/ 2,048" in words(tab)
 
 
+def test_a_long_last_answer_leaves_room_for_the_next_question(models: Path) -> None:
+    """The counter said in red that the chat was too long, and the next question was answered all the same."""
+    said = [CopiedMessage(None, "user", "Tell me all.", 1.0), CopiedMessage(0, "assistant", "long " * 1700, 1.0)]
+    resources.chat_store().add(CopiedChat(tuple(said), "long"))
+    tab = open_chat("tiny", chat="1")
+    assert "Too long for the context" not in words(tab) and "/ 2,048" in words(tab)
+    assert "memory begins here" in words(tab)
+    finish(ask(tab, "hello"))
+    assert history()[-1] == ("assistant", "You said: hello ")
+
+
 def test_a_question_too_long_is_a_sentence_and_comes_back(models: Path) -> None:
     tab = ask(open_chat(), "long " * 2500)
     assert "tokens long" in tab.error[0].value and resources.chat_store().count() == 0
+    # The page goes to where it is said.
+    assert tab.session_state[SENT_KEY] == 2
     assert named(tab.chat_input, "chat_input").value == "long " * 2500
 
 

@@ -13,7 +13,7 @@ from core.chat.service import ImpersonationDraft
 from core.chat.truncation import ContextError
 from core.common.errors import DeckError
 from core.documents.document import Document
-from ui.chat.feedback import ERROR_KEY, NOTICE_KEY, Notice, show_errors
+from ui.chat.feedback import NOTICE_KEY, Notice, show_errors, tell
 from ui.chat.files import add_files, bring_back, forget_files, next_files, read_waiting
 from ui.chat.new_chat import NEW_ID
 from ui.chat.reading_place import go_to_end
@@ -150,7 +150,7 @@ def ask_noted(chat: Chat) -> Chat:
                 chat_service().send(chat.info.id, chat.info.draft, last.id if last else None, context, files=files)
     except DeckError as error:
         if error.key != "chat_moved_on":
-            st.session_state[ERROR_KEY] = error
+            tell(error)
             _take_noted(chat.info.id)
     return read_chat(chat.info.id)
 
@@ -208,7 +208,7 @@ def take_impersonation(number: int) -> ImpersonationDraft | None:
     if text.strip():
         fill_input(text.strip())
     if draft is not None and draft.answer.error is not None:
-        st.session_state[ERROR_KEY] = draft.answer.error
+        tell(draft.answer.error)
     return None
 
 

@@ -11,6 +11,7 @@ import streamlit as st
 
 from core.common.errors import DeckError
 from core.common.panics import panics_as_errors, why_of
+from ui.chat.reading_place import go_to_end
 
 log = logging.getLogger(__name__)
 NOTICE_KEY, ERROR_KEY = "chat_notice", "chat_error"
@@ -37,9 +38,15 @@ def show_errors(step: Callable[..., None]) -> Callable[..., None]:
             with panics_as_errors():
                 step(*args, **values)
         except DeckError as error:
-            st.session_state[ERROR_KEY] = error
+            tell(error)
         except Exception as error:  # A click's edge: the page goes on, and what was typed is not lost with it.
             log.exception("%s failed", step)
-            st.session_state[ERROR_KEY] = DeckError("page_fault", why=f"{type(error).__name__}: {why_of(error)}")
+            tell(DeckError("page_fault", why=f"{type(error).__name__}: {why_of(error)}"))
 
     return run
+
+
+def tell(error: DeckError) -> None:
+    """Say what went wrong below the messages, and show that place: a click may have been far above it."""
+    st.session_state[ERROR_KEY] = error
+    go_to_end()

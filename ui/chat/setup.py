@@ -233,4 +233,6 @@ def prompt_of(chat: Chat, context: PromptContext | None = None) -> Prompt:
     context = context or prompt_context(chat)
     if chat.info.mode == "notebook":
         return context.prepare_text("".join(one.text for one in chat.messages))
-    return context.prepare(context.turns_of(chat.messages))
+    # After an answer the next message is a question, which needs not all of that answer before it.
+    is_answered = bool(chat.messages) and chat.messages[-1].role == "assistant"
+    return context.prepare(context.turns_of(chat.messages), must_keep_last=not is_answered)

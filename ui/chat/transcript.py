@@ -47,17 +47,24 @@ def draw_transcript(chat: Chat, faces: Faces, begins_at: int) -> None:
     busy = is_busy(chat)
     for place, message in enumerate(chat.messages[first:], first):
         if place == begins_at > 0:
-            with st.container(horizontal_alignment="center"):
-                st.caption(f":material/psychology: {tr('chat.memory_begins')}", help=tr("chat.memory_help"),
-                           width="content")  # fmt: skip
+            _draw_memory()
         is_last = place == len(chat.messages) - 1
         if message.state == "writing":
             poll_s = FOREIGN_POLL_S if recorder().answer(message.id) is None else POLL_S
             redraw_every(poll_s, _draw_growing, chat, message, faces)
         else:
             _draw_message(chat, message, faces, is_last and not busy)
+    if begins_at == len(chat.messages) > 0:
+        _draw_memory()
     if chat.info.draft and busy:
         _draw_noted(chat, faces)
+
+
+def _draw_memory() -> None:
+    """The line at which the model's memory begins."""
+    with st.container(horizontal_alignment="center"):
+        st.caption(f":material/psychology: {tr('chat.memory_begins')}", help=tr("chat.memory_help"),
+                   width="content")  # fmt: skip
 
 
 def _num_shown(chat: Chat) -> int:
