@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect
@@ -79,6 +80,20 @@ def test_the_head_stays_in_sight_wherever_the_transcript_stands(page: Page) -> N
     # Nothing of the transcript lies above it.
     press(page, "chat_settings")
     expect(key(page, "sampling_temperature")).to_be_visible(timeout=WAIT_MS)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE])
+def test_nothing_of_the_transcript_is_seen_above_the_head(
+    browser: Browser, address: str, size: ViewportSize, scheme: Literal["light", "dark"]
+) -> None:
+    """In a wide window the top bar let the messages be seen through."""
+    context = browser.new_context(locale="zh-CN", color_scheme=scheme, viewport=size)
+    page = open_chat(context.new_page(), address, 1)
+    shown = "one => getComputedStyle(one).backgroundColor"
+    colors = [page.get_by_test_id(name).evaluate(shown) for name in ("stHeader", "stApp")]
+    assert colors[0] == colors[1] and colors[0].startswith("rgb("), colors
+    context.close()
 
 
 @pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE])

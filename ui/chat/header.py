@@ -35,6 +35,8 @@ HEAD_STYLE = """<style>
   background: BACK; border-bottom: 1px solid BORDER;
 }
 [data-testid="stMainBlockContainer"]:has(.st-key-chat_head) { padding-top: 3.75rem; }
+/* In a wide window Streamlit lets the top bar be seen through. */
+.stApp:has(.st-key-chat_head) [data-testid="stHeader"] { background: BACK; }
 .st-key-chat_head h2 {
   padding: 0; font-size: 1.25rem; overflow: hidden; white-space: nowrap; text-overflow: ellipsis;
 }
