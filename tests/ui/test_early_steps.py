@@ -2,68 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import pytest
 from streamlit.proto.ClientState_pb2 import ClientState
 from streamlit.runtime.app_session import AppSession
+from streamlit.runtime.scriptrunner.script_runner import ScriptRunner
+from streamlit.runtime.scriptrunner_utils.script_requests import RerunData
+from streamlit.runtime.state.safe_session_state import SafeSessionState
 from streamlit.runtime.state.session_state import SessionState
 
-from ui.server import early_steps
-from ui.server.early_steps import take_steps_once
-
-Send = Callable[[bool, str], bool]
+from ui.server.early_steps import at_its_address, take_steps_once
 
 
-class Session:
-    """What is read of a session."""
-
-    def __init__(self) -> None:
-        self.session_state = SessionState()
-        self.session_state.query_params.populate_from_query_string("chat=3")
-
-
-def message(is_timer: bool, address: str) -> ClientState:
-    state = ClientState(is_auto_rerun=is_timer, query_string=address)
+def message(is_timer: bool) -> ClientState:
+    state = ClientState(is_auto_rerun=is_timer)
     state.widget_states.widgets.add(id="toggle").bool_value = True
     state.widget_states.widgets.add(id="input").chat_input_value.data = "Hello"
     state.widget_states.widgets.add(id="button").trigger_value = True
     return state
 
 
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
-    """How many values came with each message to a session."""
-    found: list[int | None] = []
-
-    def request_rerun(session: object, state: ClientState | None) -> None:
-        found.append(None if state is None else len(state.widget_states.widgets))
-
-    monkeypatch.setattr(AppSession, "request_rerun", request_rerun)
-    take_steps_once()
-    return found
-
-
-def test_a_step_is_taken_by_its_own_message_alone(seen: list[int | None]) -> None:
+def test_a_step_is_taken_by_its_own_message_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """While an answer was written, timers ran between a click and its message. A question then stood in its chat three
     times, and a chat was deleted twice, of which the second said that another tab had done it."""
-    session = cast(AppSession, Session())
+    seen: list[int | None] = []
+
+    def request_rerun(session: object, state: ClientState | None) -> None:
+        seen.append(None if state is None else len(state.widget_states.widgets))
+
+    monkeypatch.setattr(AppSession, "request_rerun", request_rerun)
+    monkeypatch.setattr(ScriptRunner, "_run_script", lambda runner, data: None)
+    take_steps_once()
+    session = cast(AppSession, object())
     for is_timer in (True, False):
-        AppSession.request_rerun(session, message(is_timer, "chat=3"))
+        AppSession.request_rerun(session, message(is_timer))
     AppSession.request_rerun(session, None)
     assert seen == [0, 3, None]
 
 
-def test_a_timer_of_the_page_before_leads_nowhere_for_a_moment(
-    seen: list[int | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Late timers of a chat that was deleted led the page back to it, which was gone."""
-    session = cast(AppSession, Session())
-    AppSession.request_rerun(session, message(True, "chat=2"))
-    assert seen == []
-    AppSession.request_rerun(session, message(False, "chat=2"))
-    assert seen == [3]
-    monkeypatch.setattr(early_steps, "LATE_S", 0.0)
-    AppSession.request_rerun(session, message(True, "chat=2"))
-    assert seen == [3, 0]
+def test_a_timer_leads_no_page_back_to_the_address_before() -> None:
+    """One that waited while a question was asked in a new chat showed the new chat again, without the question."""
+    session = SessionState()
+    session.query_params.populate_from_query_string("chat=3&x=a&x=b")
+    state = SafeSessionState(session, lambda: None)
+    timer = RerunData("chat=new", fragment_id_queue=["status"], is_auto_rerun=True)
+    assert at_its_address(timer, state).query_string == "chat=3&x=a&x=b"
+    # A timer's message that a person's own one was waiting with, and that one alone.
+    for own in (RerunData("chat=2", is_auto_rerun=True), RerunData("chat=2", fragment_id_queue=["status"])):
+        assert at_its_address(own, state) is own

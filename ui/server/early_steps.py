@@ -10,39 +10,36 @@ Streamlit 1.67 sends all that a page holds with each timer. Two kinds of timers 
 
 from __future__ import annotations
 
-import time
-from urllib.parse import parse_qs
-from weakref import WeakKeyDictionary
+from dataclasses import replace
+from urllib.parse import urlencode
 
 from streamlit.proto.ClientState_pb2 import ClientState
 from streamlit.runtime.app_session import AppSession
-
-# A browser has drawn the next page by then. Whatever its address still says, its timers count again.
-LATE_S = 2.0
+from streamlit.runtime.scriptrunner.script_runner import ScriptRunner
+from streamlit.runtime.scriptrunner_utils.script_requests import RerunData
+from streamlit.runtime.state.safe_session_state import SafeSessionState
 
 
 def take_steps_once() -> None:
     """Let timers of all sessions take no step. Call this before the first tab."""
-    request_rerun = AppSession.request_rerun
-    late_since_s: WeakKeyDictionary[AppSession, float] = WeakKeyDictionary()
+    request_rerun, run_script = AppSession.request_rerun, ScriptRunner._run_script
 
     def request(session: AppSession, state: ClientState | None) -> None:
         if state is not None and state.is_auto_rerun:
             # The server has what the fields say.
             del state.widget_states.widgets[:]
-            if not has_address_of(session, state):
-                if time.monotonic() - late_since_s.setdefault(session, time.monotonic()) < LATE_S:
-                    return
-            else:
-                late_since_s.pop(session, None)
         request_rerun(session, state)
 
+    def run(runner: ScriptRunner, data: RerunData) -> None:
+        run_script(runner, at_its_address(data, runner._session_state))
+
     AppSession.request_rerun = request  # type: ignore[method-assign, assignment]
+    ScriptRunner._run_script = run  # type: ignore[method-assign, assignment]
 
 
-def has_address_of(session: AppSession, state: ClientState) -> bool:
-    """Whether a message comes from the address that the session is at."""
-    # A copy: the page that runs may change it meanwhile.
-    params = dict(session.session_state.query_params._query_params)
-    here = {name: value if isinstance(value, list) else [value] for name, value in params.items()}
-    return parse_qs(state.query_string, keep_blank_values=True) == here
+def at_its_address(data: RerunData, state: SafeSessionState) -> RerunData:
+    """What is run for a timer alone, at the address that the session has by then."""
+    if not (data.is_auto_rerun and data.fragment_id_queue):
+        return data
+    with state.query_params() as params:
+        return replace(data, query_string=urlencode(params._query_params, doseq=True))
