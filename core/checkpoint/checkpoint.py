@@ -18,6 +18,7 @@ from typing import Any
 
 from core.checkpoint.completeness import refuse_unlike
 from core.checkpoint.computed import is_computed
+from core.checkpoint.config_values import refuse_values
 from core.checkpoint.containers.gptq import is_marlin
 from core.checkpoint.containers.registry import commonest_format, has_matrices, packed_as, read_format, read_matrices
 from core.checkpoint.experts import are_experts_alike
@@ -137,6 +138,8 @@ class Checkpoint:
     def require_runs(self) -> None:
         """Raise CheckpointError where no load could run this model, with the reason: core/checkpoint/judgement.py."""
         require_runs(self.name, self.config, self.tensors)
+        if (wrong := refuse_values(self.name, self.config)) is not None:
+            raise wrong
         if self.lacks is not None:
             raise self.lacks
         if self._unlike is not None:

@@ -34,9 +34,14 @@ def quoted_json(value: object) -> str:
     return without_controls(printable(text[:MAX_QUOTE_CHARS]))
 
 
-def quoted_text(text: str) -> str:
+def quoted_value(value: object) -> str:
+    """A JSON value as a file has it, text in its quotes: what is wrong with "4" is that it is no number."""
+    return without_controls(printable(json.dumps(value, ensure_ascii=False)[:MAX_QUOTE_CHARS]))
+
+
+def quoted_text(text: str, max_chars: int = MAX_QUOTE_CHARS) -> str:
     """`text` as a sentence quotes it: what was typed or pasted may be long and no text at all."""
-    return without_controls(printable(text.strip()[:MAX_QUOTE_CHARS]))
+    return without_controls(printable(text.strip()[:max_chars]))
 
 
 def printable(text: str) -> str:

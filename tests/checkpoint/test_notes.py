@@ -17,6 +17,8 @@ from tests.support.checkpoints import Recipe, make_checkpoint
 
 CARD = DeviceMemory("RTX 4090", 24_564, (8, 9), reserved_mib=510)
 
+LONGROPE: dict[str, Any] = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Checkpoint:
@@ -39,8 +41,8 @@ def test_scales_of_a_small_cache_are_said_to_be_left_out(llama: Checkpoint) -> N
     [
         ({"type": "dynamic", "factor": 4.0}, 256, None),
         ({"type": "dynamic", "factor": 4.0}, 257, "rope_dynamic"),
-        ({"type": "longrope", "original_max_position_embeddings": 64}, 65, "rope_longrope"),
-        ({"type": "longrope", "original_max_position_embeddings": 64}, 64, None),
+        ({**LONGROPE, "original_max_position_embeddings": 64}, 65, "rope_longrope"),
+        ({**LONGROPE, "original_max_position_embeddings": 64}, 64, None),
     ],
 )
 def test_a_rope_for_long_texts_is_told_where_the_context_asks_for_it(

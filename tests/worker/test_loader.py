@@ -205,3 +205,12 @@ def test_a_family_that_turns_whole_heads_ignores_how_much_of_a_head_is_turned(tm
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"partial_rotary_factor": 0.5}))
     load(tmp_path / "model")
+
+
+def test_what_transformers_says_of_a_configuration_is_quoted(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", Recipe())
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"initializer_range": 1.5}))
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "model")
+    assert caught.value.key == "config_unread" and "1.5" in str(caught.value.params["detail"])

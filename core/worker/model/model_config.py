@@ -15,11 +15,13 @@ from core.checkpoint.rope import extended_rope
 from core.checkpoint.text_config import FALCONS, SAME_AS, text_config
 from core.checkpoint.vocabulary import num_tokens
 from core.common.errors import CheckpointError
-from core.common.values import is_whole
+from core.common.values import is_whole, quoted_text
 
 log = logging.getLogger(__name__)
 # Of positions that have three numbers, which are one for text.
 MROPE_KEYS = ("mrope_section", "mrope_interleaved")
+# Of what transformers says: the name of a value and the value are its beginning.
+MAX_DETAIL_CHARS = 200
 
 # What a text part does without being told, and the plain family that is like it only where its configuration says so.
 ALWAYS: dict[str, dict[str, Any]] = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
@@ -37,7 +39,8 @@ def read_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfig
     except Exception as error:  # A family's code reads what strangers wrote, and raises anything.
         log.warning("the configuration of %s is not understood", checkpoint.name, exc_info=error)
         family = family_name(checkpoint.config)
-        raise CheckpointError("config_unread", model=checkpoint.name, family=family) from error
+        detail = quoted_text((str(error).splitlines() or [type(error).__name__])[-1], MAX_DETAIL_CHARS)
+        raise CheckpointError("config_unread", model=checkpoint.name, family=family, detail=detail) from error
     # The class of a part says nothing about what the whole is for.
     found = {name: value for name, value in config.to_dict().items() if name != "architectures"}
     require_runs(checkpoint.name, found, checkpoint.tensors)
