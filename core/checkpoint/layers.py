@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,14 +117,26 @@ def read_mlps(
 
 
 def _read_experts(model: str, text: Mapping[str, Any], has_shared: bool, num_found: int | None) -> Experts:
-    found = {names[0]: first_value(text, names) for names in (COUNTS, CHOSEN, SIZES, SHARED_SIZES, NUM_SHARED)}
-    num_experts = read_number(model, found, COUNTS[0], num_found)
-    size = read_number(model, found, SIZES[0])
+    num_experts = _first_number(model, text, COUNTS, num_found)
+    size = _first_number(model, text, SIZES)
     shared = 0
     if has_shared:
-        shared = read_number(model, found, SHARED_SIZES[0], size * read_number(model, found, NUM_SHARED[0], 1))
-    chosen = min(num_experts, read_number(model, found, CHOSEN[0], num_experts))
+        shared = _first_number(model, text, SHARED_SIZES, size * _first_number(model, text, NUM_SHARED, 1))
+    chosen = _first_number(model, text, CHOSEN, num_experts)
+    if chosen > num_experts:
+        # No router chooses more experts than there are.
+        raise CheckpointError("config_number", folder=model, name=_name_of(text, CHOSEN), value=str(chosen))
     return Experts(num_experts, chosen, size, shared)
+
+
+def _first_number(model: str, text: Mapping[str, Any], names: Sequence[str], default: int | None = None) -> int:
+    """Raises CheckpointError "config_number", by the name that the configuration has for it."""
+    name = _name_of(text, names)
+    return read_number(model, {name: first_value(text, names)}, name, default)
+
+
+def _name_of(text: Mapping[str, Any], names: Sequence[str]) -> str:
+    return next((name for name in names if text.get(name) is not None), names[0])
 
 
 def contradiction(model: str, name: str, value: int, tensor: str, found: TensorInfo) -> CheckpointError:

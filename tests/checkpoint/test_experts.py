@@ -9,6 +9,7 @@ import pytest
 from core.checkpoint.experts import ExpertMatrix, expert_matrix
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.layers import DenseMlp, Experts, read_layers
+from core.common.errors import CheckpointError
 
 BASE: dict[str, Any] = {
     "hidden_size": 64,
@@ -63,3 +64,22 @@ def test_a_tensor_of_an_expert_says_whose_it_is() -> None:
 def test_each_layers_mlp_is_read(config: dict[str, Any], names: list[str], mlps: list[object]) -> None:
     layers = read_layers("m", BASE | config, tensors(*names))
     assert [layer.mlp for layer in layers] == mlps
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        # No router chooses more experts than there are: the verdict said yes, and the first step failed.
+        ({"num_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok", "5"),
+        ({"moe_num_experts": 4, "num_experts_per_tok": None, "moe_k": 8}, "moe_k", "8"),
+        # Told by the name that the file has, as the file has it.
+        ({"num_local_experts": "4"}, "num_local_experts", '"4"'),
+        ({"num_experts": 0}, "num_experts", "0"),
+        ({"num_experts": 4, "num_experts_per_tok": "1"}, "num_experts_per_tok", '"1"'),
+        ({"num_experts": 4, "intermediate_size": None}, "moe_intermediate_size", "null"),
+    ],
+)
+def test_a_number_of_experts_that_cannot_be_is_named(config: dict[str, Any], name: str, value: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_layers("m", BASE | config, tensors(*stacks(0, 4), *stacks(1, 4)))
+    assert (caught.value.key, caught.value.params) == ("config_number", {"folder": "m", "name": name, "value": value})
