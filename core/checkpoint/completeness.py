@@ -15,7 +15,7 @@ from typing import Any
 from core.checkpoint.containers.registry import required_tensors
 from core.checkpoint.experts import COUNTS, first_value, missing_experts
 from core.checkpoint.families import families
-from core.checkpoint.family_tensors import missing_weights, unknown_weights
+from core.checkpoint.family_tensors import family_tensors, missing_weights, unknown_weights
 from core.checkpoint.judgement import family_name
 from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import QuantizedMatrix
@@ -28,6 +28,7 @@ from core.common.values import is_whole
 # less, or some layers' keys are their values too, or an earlier layer's.
 UNEVEN_KINDS, UNEVEN_FAMILIES = ("experts", "recurrent"), ("modernbert-decoder", "gemma4_text")
 
+HEAD = "lm_head.weight"
 # No layer has more experts, and no more that are missing are counted: a stranger's names could make any number.
 MAX_EXPERTS, MAX_MISSING = 1 << 14, 100_000
 
@@ -89,10 +90,12 @@ def _missing_head(
 ) -> Iterator[str]:
     """The head, of the families that name it as Llama does. A model with pictures says nothing of its text part's
     head; the file tells."""
+    family = family_tensors().get(family_name(config))
     is_untied = config.get("tie_word_embeddings") is False and not has_pictures_left_out(config)
     has_layers = any(name.startswith("model.layers.") for name in tensors)
-    if is_untied and has_layers and _is_even(config) and not has_own_head(tensors, matrices):
-        yield "lm_head.weight"
+    is_named_so = _is_even(config) or (family is not None and HEAD in family.known)
+    if is_untied and has_layers and is_named_so and not has_own_head(tensors, matrices):
+        yield HEAD
 
 
 def _missing_experts(

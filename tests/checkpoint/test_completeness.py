@@ -88,6 +88,12 @@ def test_an_embedding_and_a_head_of_its_own_have_to_be_there() -> None:
     assert missing(LLAMA | {"tie_word_embeddings": True}, "lm_head.weight") is None
     # Where config.json says nothing, the family's class decides, which is not asked here.
     assert missing({"model_type": "gemma"}, "lm_head.weight") is None
+    # Of families whose layers differ the table tells what the head is called.
+    whole = of_three_layers("qwen3_next")
+    for untied, lost in ((False, ("missing_weight", "lm_head.weight", 1)), (True, None)):
+        config = {"model_type": "qwen3_next", "tie_word_embeddings": untied}
+        assert refusal(config, whole | {"lm_head.weight"}) is None
+        assert refusal(config, whole - {"lm_head.weight"}) == lost
 
 
 def test_what_no_layer_has_and_every_model_of_the_family_needs_is_missing() -> None:
