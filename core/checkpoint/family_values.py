@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.text_config import named_config
+from core.checkpoint.text_config import has_pictures_left_out, named_config
 from core.common.values import is_whole
 
 TABLE = Path(__file__).with_name("family_values.csv")
@@ -43,10 +43,12 @@ def family_values() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
 
 def wrong_values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The names and values in a config.json that are of a kind that the family's class refuses."""
-    part = config.get("text_config")
-    if isinstance(part, dict):
+    text, family = config.get("text_config"), named_config(config).get("model_type")
+    if isinstance(text, dict):
         yield from _wrong(config.get("model_type"), config)
-    yield from _wrong(named_config(config).get("model_type"), part if isinstance(part, dict) else config)
+        yield from _wrong(family, text)
+    elif not has_pictures_left_out(config):
+        yield from _wrong(family, config)
 
 
 def _wrong(family: object, part: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -27,6 +27,8 @@ from core.common.errors import CheckpointError
 # A layer's number in the name of a tensor of the language model itself. Of more digits it is none, and Python reads no
 # number of thousands.
 LAYER = re.compile(r"(?:(?:model|decoder|transformer|gpt_neox|language_model)\.)*(?:layers|h|blocks)\.([0-9]{1,9})\.")
+# Families whose class chooses two experts, whatever the configuration says.
+CHOOSES_TWO = frozenset(("phimoe",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def _read_experts(model: str, text: Mapping[str, Any], has_shared: bool, num_fou
     if has_shared:
         shared = _first_number(model, text, SHARED_SIZES, size * _first_number(model, text, NUM_SHARED, 1))
     chosen = _first_number(model, text, CHOSEN, num_experts)
-    if chosen > num_experts:
+    if chosen > num_experts and text.get("model_type") not in CHOOSES_TWO:
         # No router chooses more experts than there are.
         raise CheckpointError("config_number", folder=model, name=_name_of(text, CHOSEN), value=str(chosen))
     return Experts(num_experts, chosen, size, shared)

@@ -83,3 +83,8 @@ def test_a_number_of_experts_that_cannot_be_is_named(config: dict[str, Any], nam
     with pytest.raises(CheckpointError) as caught:
         read_layers("m", BASE | config, tensors(*stacks(0, 4), *stacks(1, 4)))
     assert (caught.value.key, caught.value.params) == ("config_number", {"folder": "m", "name": name, "value": value})
+
+
+def test_a_family_that_always_chooses_two_experts_reads_no_number_for_it() -> None:
+    config = {"model_type": "phimoe", "num_local_experts": 4, "num_experts_per_tok": 5}
+    read_layers("m", BASE | config, tensors(*stacks(0, 4), *stacks(1, 4)))

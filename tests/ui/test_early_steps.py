@@ -8,7 +8,8 @@ import pytest
 from streamlit.proto.ClientState_pb2 import ClientState
 from streamlit.runtime.app_session import AppSession
 from streamlit.runtime.scriptrunner.script_runner import ScriptRunner
-from streamlit.runtime.scriptrunner_utils.script_requests import RerunData
+from streamlit.runtime.scriptrunner_utils import script_requests
+from streamlit.runtime.scriptrunner_utils.script_requests import RerunData, ScriptRequests
 from streamlit.runtime.state.safe_session_state import SafeSessionState
 from streamlit.runtime.state.session_state import SessionState
 
@@ -33,12 +34,28 @@ def test_a_step_is_taken_by_its_own_message_alone(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(AppSession, "request_rerun", request_rerun)
     monkeypatch.setattr(ScriptRunner, "_run_script", lambda runner, data: None)
+    monkeypatch.setattr(script_requests, "_coalesce_widget_states", script_requests._coalesce_widget_states)
     take_steps_once()
     session = cast(AppSession, object())
     for is_timer in (True, False):
         AppSession.request_rerun(session, message(is_timer))
     AppSession.request_rerun(session, None)
     assert seen == [0, 3, None]
+
+
+def test_a_timer_takes_nothing_of_a_step_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its fields it took back what the waiting message told: a switch that was turned stood as before."""
+    monkeypatch.setattr(AppSession, "request_rerun", lambda session, state: None)
+    monkeypatch.setattr(ScriptRunner, "_run_script", lambda runner, data: None)
+    monkeypatch.setattr(script_requests, "_coalesce_widget_states", script_requests._coalesce_widget_states)
+    take_steps_once()
+    own, timer = message(False), message(True)
+    AppSession.request_rerun(cast(AppSession, object()), timer)
+    requests = ScriptRequests()
+    for is_timer, state in ((False, own), (True, timer), (True, timer)):
+        requests.request_rerun(RerunData(widget_states=state.widget_states, is_auto_rerun=is_timer))
+    request = requests.on_scriptrunner_ready()
+    assert {one.id for one in request.rerun_data.widget_states.widgets} == {"toggle", "input", "button"}
 
 
 def test_a_timer_leads_no_page_back_to_the_address_before() -> None:

@@ -14,8 +14,10 @@ from dataclasses import replace
 from urllib.parse import urlencode
 
 from streamlit.proto.ClientState_pb2 import ClientState
+from streamlit.proto.WidgetStates_pb2 import WidgetStates
 from streamlit.runtime.app_session import AppSession
 from streamlit.runtime.scriptrunner.script_runner import ScriptRunner
+from streamlit.runtime.scriptrunner_utils import script_requests
 from streamlit.runtime.scriptrunner_utils.script_requests import RerunData
 from streamlit.runtime.state.safe_session_state import SafeSessionState
 
@@ -23,6 +25,7 @@ from streamlit.runtime.state.safe_session_state import SafeSessionState
 def take_steps_once() -> None:
     """Let timers of all sessions take no step. Call this before the first tab."""
     request_rerun, run_script = AppSession.request_rerun, ScriptRunner._run_script
+    coalesce = script_requests._coalesce_widget_states
 
     def request(session: AppSession, state: ClientState | None) -> None:
         if state is not None and state.is_auto_rerun:
@@ -30,10 +33,15 @@ def take_steps_once() -> None:
             del state.widget_states.widgets[:]
         request_rerun(session, state)
 
+    def merge(waiting: WidgetStates | None, new: WidgetStates | None) -> WidgetStates | None:
+        # Streamlit takes what a new message does not tell for what it takes back.
+        return coalesce(waiting, new if new is not None and new.widgets else None)
+
     def run(runner: ScriptRunner, data: RerunData) -> None:
         run_script(runner, at_its_address(data, runner._session_state))
 
     AppSession.request_rerun = request  # type: ignore[method-assign, assignment]
+    script_requests._coalesce_widget_states = merge  # type: ignore[assignment]
     ScriptRunner._run_script = run  # type: ignore[method-assign, assignment]
 
 
