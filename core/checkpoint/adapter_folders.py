@@ -31,28 +31,33 @@ def list_adapters(base: Path | None = None) -> list[Path]:
     places = [adapters_dir(), *([base] if base is not None else [])]
     found: dict[str, Path] = {}
     for place in places:
-        try:
-            # What begins with a dot is unfinished: a download, or a deletion.
-            folders = sorted(
-                path
-                for path in place.iterdir()
-                if is_plain_name(path.name) and not path.name.startswith(".") and path.is_dir() and is_adapter(path)
-            )
-        except OSError:
-            continue
-        for folder in folders:
+        for folder in _adapters_in(place):
             found.setdefault(folder.name, folder)
     return list(found.values())
 
 
+def _adapters_in(place: Path) -> list[Path]:
+    try:
+        # What begins with a dot is unfinished: a download, or a deletion.
+        return sorted(
+            path
+            for path in place.iterdir()
+            if is_plain_name(path.name) and not path.name.startswith(".") and path.is_dir() and is_adapter(path)
+        )
+    except OSError:
+        return []
+
+
 def listed_adapter(text: str, base: Path | None = None) -> Path:
-    """The folder of the adapter that `text` names among those of `list_adapters`. Raises InputError for any other."""
+    """The folder of the adapter that `text` names: one in adapters/, or with a base one in the base's own folder.
+    Raises InputError for any other."""
     typed = typed_path(text)
     if not text.strip() or typed is None:
         raise InputError("adapter_unnamed", name=quoted_text(text))
     path = os.path.abspath(typed)
-    found = next((one for one in list_adapters(base) if text == one.name or path == os.path.abspath(one)), None)
+    place = adapters_dir() if base is None else base
+    found = next((one for one in _adapters_in(place) if text == one.name or path == os.path.abspath(one)), None)
     if found is not None:
         return found
     key = "adapter_unlisted" if is_adapter(typed) else "adapter_unknown"
-    raise InputError(key, name=quoted_text(text), folder=printable(str(adapters_dir())))
+    raise InputError(key, name=quoted_text(text), folder=printable(str(place)))

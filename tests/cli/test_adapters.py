@@ -179,6 +179,15 @@ def test_one_in_a_models_folder_is_deleted_by_the_models_name(home: Path, capfd:
     assert (home / "models" / "tiny" / "config.json").exists()
 
 
+def test_with_a_model_none_is_deleted_that_all_models_share(home: Path, capfd: Caught) -> None:
+    shared = write_adapter(home / "adapters" / "pirate", home / "models" / "tiny")
+    assert main(["adapters", "tiny", "--delete", "pirate"]) == 2
+    assert main(["adapters", "tiny", "--delete", str(shared)]) == 2 and shared.is_dir()
+    inside = write_adapter(home / "models" / "tiny" / "pirate", home / "models" / "tiny")
+    assert main(["adapters", "tiny", "--delete", "pirate"]) == 0
+    assert shared.is_dir() and not inside.exists()
+
+
 def test_one_in_a_linked_models_folder_stays_where_it_lies(home: Path, capfd: Caught) -> None:
     make_checkpoint(home / "elsewhere")
     inside = write_adapter(home / "elsewhere" / "inside", home / "models" / "tiny")
