@@ -96,14 +96,23 @@ def test_nothing_of_the_transcript_is_seen_above_the_head(
     context.close()
 
 
+# Whether the element with a text lies below the head.
+BEGINS_BELOW = """text => {
+    const head = document.querySelector("[class*=st-key-chat_head]")
+    const first = [...document.querySelectorAll(".stMain p")].find(one => one.textContent.includes(text))
+    return head && first && first.getBoundingClientRect().height > 0
+        && first.getBoundingClientRect().top >= head.getBoundingClientRect().bottom
+}"""
+
+
 @pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE])
 def test_the_first_line_of_a_chat_begins_below_the_head(page: Page, address: str, size: ViewportSize) -> None:
     page.set_viewport_size(size)
     page.goto(f"{address}/Chat?chat=new")
     greeting = page.get_by_text("What would you like to talk about?")
     expect(greeting).to_be_visible(timeout=WAIT_MS)
-    head, first = key(page, "chat_head").bounding_box(), greeting.bounding_box()
-    assert head is not None and first is not None and first["y"] >= head["y"] + head["height"]
+    # Waited for: what is drawn anew in this moment has no box.
+    page.wait_for_function(BEGINS_BELOW, arg="What would you like to talk about?", timeout=WAIT_MS)
 
 
 def test_on_a_phone_the_sidebar_closes_when_a_chat_was_chosen(phone: Page) -> None:
