@@ -125,9 +125,15 @@ def take_turns(config: Mapping[str, Any]) -> bool:
     return text_config(config).get("model_type") in IN_TURNS and not are_cut_in_halves(config)
 
 
+def first_name(text: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of `names` that the configuration has a value for."""
+    return next((name for name in names if text.get(name) is not None), None)
+
+
 def first_value(text: Mapping[str, Any], names: Iterable[str]) -> Any:
     """The first of `names` that the configuration has; of a list, one number a layer, the largest. None for none."""
-    value = next((text[name] for name in names if text.get(name) is not None), None)
+    name = first_name(text, names)
+    value = None if name is None else text[name]
     if isinstance(value, list):
         numbers = [one for one in value if isinstance(one, int)]
         return max(numbers, default=None)

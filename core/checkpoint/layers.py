@@ -16,6 +16,7 @@ from core.checkpoint.experts import (
     SHARED_SIZES,
     SIZES,
     count_experts,
+    first_name,
     first_value,
 )
 from core.checkpoint.headers import TensorInfo
@@ -127,18 +128,15 @@ def _read_experts(model: str, text: Mapping[str, Any], has_shared: bool, num_fou
     chosen = _first_number(model, text, CHOSEN, num_experts)
     if chosen > num_experts and text.get("model_type") not in CHOOSES_TWO:
         # No router chooses more experts than there are.
-        raise CheckpointError("config_number", folder=model, name=_name_of(text, CHOSEN), value=str(chosen))
-    return Experts(num_experts, chosen, size, shared)
+        name = first_name(text, CHOSEN) or CHOSEN[0]
+        raise CheckpointError("config_number", folder=model, name=name, value=str(chosen))
+    return Experts(num_experts, min(num_experts, chosen), size, shared)
 
 
 def _first_number(model: str, text: Mapping[str, Any], names: Sequence[str], default: int | None = None) -> int:
     """Raises CheckpointError "config_number", by the name that the configuration has for it."""
-    name = _name_of(text, names)
+    name = first_name(text, names) or names[0]
     return read_number(model, {name: first_value(text, names)}, name, default)
-
-
-def _name_of(text: Mapping[str, Any], names: Sequence[str]) -> str:
-    return next((name for name in names if text.get(name) is not None), names[0])
 
 
 def contradiction(model: str, name: str, value: int, tensor: str, found: TensorInfo) -> CheckpointError:

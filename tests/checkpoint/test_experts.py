@@ -87,4 +87,5 @@ def test_a_number_of_experts_that_cannot_be_is_named(config: dict[str, Any], nam
 
 def test_a_family_that_always_chooses_two_experts_reads_no_number_for_it() -> None:
     config = {"model_type": "phimoe", "num_local_experts": 4, "num_experts_per_tok": 5}
-    read_layers("m", BASE | config, tensors(*stacks(0, 4), *stacks(1, 4)))
+    layers = read_layers("m", BASE | config, tensors(*stacks(0, 4), *stacks(1, 4)))
+    assert [layer.mlp for layer in layers] == [Experts(4, 4, 128)] * 2
