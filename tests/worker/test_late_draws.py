@@ -127,7 +127,7 @@ def test_grammars_hold_whoever_waits_for_pages_or_is_cancelled(
         prompt = tuple(chance.randrange(40, 44) for _ in range(chance.choice([1, 4, 16, 32, 40])))
         if chance.random() < 0.6:
             length, most = chance.choice([1, 2, 30]), chance.choice([1, 40])
-            count = min(length, most, 65 - len(prompt))
+            count = min(length, most, steps.context_tokens - len(prompt))
             wanted[request] = (LETTERS * 2)[:count]
             command = Generate(request, prompt, Sampling(temperature=0.0, max_new_tokens=most))
             harness.scheduler.submit(command, Alphabet(length))
