@@ -1,8 +1,7 @@
 """Whether files hold the weights that a load asks for and no others, as far as names tell: before a download no model
 class is asked.
 
-Of dense families a table tells. The layers of a dense model are alike, so what most of them have and one lacks is
-missing there.
+Of each family a table tells. Layers of one kind are alike, so what most of them have and one lacks is missing there.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from itertools import islice
 from typing import Any
 
 from core.checkpoint.containers.registry import required_tensors
-from core.checkpoint.experts import COUNTS, first_value, missing_experts
+from core.checkpoint.experts import COUNTS, expert_matrix, first_value, missing_experts
 from core.checkpoint.families import families
-from core.checkpoint.family_tensors import family_tensors, missing_weights, unknown_weights
+from core.checkpoint.family_tensors import family_tensors, missing_weights, unknown_weights, unlike_halves
 from core.checkpoint.judgement import family_name
+from core.checkpoint.layer_halves import layer_halves
 from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import QuantizedMatrix
 from core.checkpoint.text_config import has_pictures_left_out, text_config
@@ -50,11 +50,13 @@ def refuse_unlike(
             return CheckpointError("quantized_embedding", folder=model, name=name)
     missing = {*_missing_parts(tensors, matrices), *_missing_in_layers(config, tensors, matrices, num_layers)}
     missing |= set(missing_weights(config, tensors, matrices, num_layers))
+    lacking, foreign = unlike_halves(config, tensors, matrices, num_layers)
+    missing |= set(lacking)
     missing |= set(islice(_missing_experts(config, tensors, matrices), MAX_MISSING))
     missing |= set(_missing_head(config, tensors, matrices))
     if missing:
         return CheckpointError("missing_weight", folder=model, name=min(missing), count=len(missing))
-    unknown = set(unknown_weights(config, tensors, matrices))
+    unknown = {*unknown_weights(config, tensors, matrices), *foreign}
     if unknown:
         return CheckpointError("unexpected_weight", folder=model, name=min(unknown), count=len(unknown))
     return None
@@ -69,20 +71,29 @@ def _missing_parts(tensors: Collection[str], matrices: Mapping[str, QuantizedMat
 def _missing_in_layers(
     config: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix], num_layers: int
 ) -> Iterator[str]:
-    if not _is_even(config):
-        return
     found: dict[str, set[int]] = defaultdict(set)
     starts: Counter[str] = Counter()
     for name in _weights(tensors, matrices):
-        if (match := LAYER.match(name)) is not None:
+        if (match := LAYER.match(name)) is not None and expert_matrix(name) is None:
             found[name[match.end() :]].add(int(match[1]))
             starts[name[: match.start(1)]] += 1
     if len(starts) != 1:
         return
     (start,) = starts
-    for ending, numbers in found.items():
-        if 2 * len(numbers) > num_layers > len(numbers):
-            yield from (f"{start}{number}.{ending}" for number in range(num_layers) if number not in numbers)
+    for layers in _alike(config, num_layers):
+        for ending, numbers in found.items():
+            if 2 * len(layers & numbers) > len(layers):
+                yield from (f"{start}{number}.{ending}" for number in layers - numbers)
+
+
+def _alike(config: Mapping[str, Any], num_layers: int) -> Iterator[set[int]]:
+    """The numbers of layers that have the same weights; none where that is not known."""
+    if _is_even(config):
+        yield set(range(num_layers))
+    family = family_tensors().get(family_name(config))
+    kinds = layer_halves(text_config(config), num_layers) if family and family.halves else None
+    for kind in set(kinds or ()):
+        yield {number for number, one in enumerate(kinds or ()) if one == kind}
 
 
 def _missing_head(

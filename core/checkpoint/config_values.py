@@ -9,13 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from core.checkpoint.family_values import wrong_values
+from core.checkpoint.layer_halves import STEP_FAMILIES
 from core.checkpoint.rope_values import MISSING, wrong_rope_values
 from core.checkpoint.text_config import text_config
 from core.common.errors import CheckpointError
 from core.common.values import is_whole, quoted_value
-
-# Families whose layers have experts at every so many, as `decoder_sparse_step` says.
-STEP_FAMILIES = frozenset(("qwen2_moe", "qwen3_moe", "qwen3_next"))
 
 
 def refuse_values(model: str, config: Mapping[str, Any]) -> CheckpointError | None:

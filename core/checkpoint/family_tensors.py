@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +18,10 @@ from typing import Any
 from core.checkpoint.computed import COMPUTED
 from core.checkpoint.experts import expert_matrix
 from core.checkpoint.judgement import family_name
+from core.checkpoint.layer_halves import layer_halves
+from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import QuantizedMatrix
+from core.checkpoint.text_config import text_config
 
 TABLE = Path(__file__).with_name("family_tensors.csv")
 NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
@@ -25,22 +29,30 @@ NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 
 @dataclass(frozen=True, slots=True)
 class FamilyTensors:
-    """Names with "*" for the number of a layer: what each model of a family has, and what any of them has."""
+    """Names with "*" for the number of a layer: what each model of a family has, and what any of them has.
+
+    halves: what each layer has besides that is "attention" or "recurrent", "dense" or "sparse".
+    """
 
     needed: frozenset[str]
     known: frozenset[str]
+    halves: Mapping[str, frozenset[str]]
 
 
 @cache
 def family_tensors() -> Mapping[str, FamilyTensors]:
     """What is known of each family, by its `model_type`."""
-    rows = csv.DictReader(line for line in TABLE.read_text("utf-8").splitlines() if not line.startswith("#"))
-    found: dict[str, FamilyTensors] = {}
-    for row in rows:
+    lines = [line for line in TABLE.read_text("utf-8").splitlines() if not line.startswith("#")]
+    halves: dict[str, dict[str, frozenset[str]]] = defaultdict(dict)
+    whole: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+    for row in csv.DictReader(lines):
         needed = frozenset(row["needed"].split())
-        tensors = FamilyTensors(needed, needed | frozenset(row["known"].split()))
-        found |= dict.fromkeys(row["families"].split(), tensors)
-    return found
+        for name in row["families"].split():
+            if row["layers"]:
+                halves[name][row["layers"]] = needed
+            else:
+                whole[name] = needed, needed | frozenset(row["known"].split())
+    return {name: FamilyTensors(*tensors, halves[name]) for name, tensors in whole.items()}
 
 
 def missing_weights(
@@ -52,6 +64,30 @@ def missing_weights(
     for name in family.needed if family else ():
         numbered = (name.replace("*", str(number)) for number in range(num_layers)) if "*" in name else [name]
         yield from (one for one in numbered if one not in found)
+
+
+def unlike_halves(
+    config: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix], num_layers: int
+) -> tuple[list[str], list[str]]:
+    """Of families whose layers differ: the weights that layers lack by their kind, and those that lie in layers of
+    another kind, as experts in one that the configuration makes dense. By the names of the class."""
+    family = family_tensors().get(family_name(config))
+    layers = layer_halves(text_config(config), num_layers) if family and family.halves else None
+    if family is None or layers is None:
+        return [], []
+    # A bias is one beside codes too.
+    parts = {part for one in matrices.values() for part in one.tensors.values() if not part.endswith(".bias")}
+    found: dict[int, set[str]] = defaultdict(set)
+    for name in (*(name for name in tensors if name not in parts), *(f"{name}.weight" for name in matrices)):
+        if (layer := LAYER.match(name)) is not None:
+            found[int(layer[1])].add(_class_name(name))
+    missing, foreign = list[str](), list[str]()
+    for number, halves in enumerate(layers):
+        needed = frozenset[str]().union(*(family.halves.get(half, ()) for half in halves))
+        others = frozenset[str]().union(*(names for half, names in family.halves.items() if half not in halves))
+        missing += [name.replace("*", str(number)) for name in needed - found[number]]
+        foreign += [name.replace("*", str(number)) for name in (others - needed) & found[number]]
+    return missing, foreign
 
 
 def unknown_weights(

@@ -239,6 +239,11 @@ def _layer_kinds(family: str, text: Mapping[str, Any]) -> list[str] | None:
         return ["full_attention" if index in attending else "linear_attention" for index in range(count)]
     if family == "granitemoehybrid":
         return ["linear_attention"] * count
+    if family == "minimax_m3_vl_text":
+        # A layer with an indexer does not run: it is told by its kind.
+        settings = text.get("sparse_attention_config")
+        flags = settings.get("sparse_attention_freq") if isinstance(settings, dict) else None
+        return ["minimax_m3_sparse" if one else "full_attention" for one in flags] if isinstance(flags, list) else None
     if family == "lfm2" and isinstance(attending := text.get("full_attn_idxs"), list):
         return ["full_attention" if index in attending else "conv" for index in range(count)]
     return None

@@ -58,6 +58,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model_type": "llama", "hidden_act": ["silu"]}, PLAIN, "activation"),
     ({"hidden_size": 64}, PLAIN, "family_untold"),
     ({"model_type": ["llama"], "layer_types": 5, "num_experts": "many", "auto_map": 1}, PLAIN, "family_untold"),
+    ({"model_type": "minimax_m3_vl_text", "num_hidden_layers": 2,
+      "sparse_attention_config": {"sparse_attention_freq": [0, 1]}}, PLAIN, "family_layers"),
     ({"model_type": "llama4_text", "layer_types": ["chunked_attention", "full_attention"]}, PLAIN, "family_layers"),
 ]  # fmt: skip
 RUNS: list[tuple[dict[str, Any], str]] = [
