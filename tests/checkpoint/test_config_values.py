@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.checkpoint.config_values import refuse_values
@@ -107,3 +109,57 @@ def test_a_rope_s_numbers_are_numbers_and_there() -> None:
     assert refusal("llama", rope_scaling={"rope_type": "yarn", "factor": None}) is None
     longrope = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": 2}
     assert refusal("phi3", rope_scaling=longrope) == wrong("long_factor", "2")
+
+
+FULL = "full_attention"
+
+
+def test_a_list_of_another_number_of_layers_is_refused() -> None:
+    """As one that counts the layer which guesses a token too: the load failed on it."""
+    for family in ("llama", "glm4_moe", "hy_v3", "qwen3_moe", "qwen3_next", "lfm2"):
+        for found in (0, 1, 3):
+            expected = ("config_list", "layer_types", str(found), "2")
+            assert refusal(family, layer_types=[FULL] * found) == expected
+        assert refusal(family, layer_types=[FULL] * 2) is None
+    assert refusal("exaone_moe", mlp_layer_types=["dense"] * 3) == ("config_list", "mlp_layer_types", "3", "2")
+    assert refusal("exaone_moe", mlp_layer_types=["dense", "thin"]) == wrong("mlp_layer_types", '["dense", "thin"]')
+    # Of a family that has one number where others have a list.
+    assert refusal("hunyuan_v1_moe", moe_topk=[2]) == ("config_list", "moe_topk", "1", "2")
+    assert refusal("hunyuan_v1_moe", moe_topk=[2, 2, 2], num_experts=4) is None
+
+
+def test_a_list_that_a_class_looks_up_may_be_longer_and_one_that_none_reads_anything() -> None:
+    assert refusal("hy_v3", mlp_layer_types=["dense", "sparse", "sparse"]) is None
+    assert refusal("hy_v3", mlp_layer_types=["dense"]) == ("config_list", "mlp_layer_types", "1", "2")
+    assert refusal("qwen3_moe", mlp_layer_types=["dense"]) is None
+
+
+@pytest.mark.parametrize("family", ["bamba", "falcon_h1"])
+def test_kinds_of_layers_that_a_class_works_out_are_refused_whatever_they_are(family: str) -> None:
+    kinds = ["attention", "mamba"]
+    assert refusal(family, layer_types=kinds) == wrong("layer_types", json.dumps(kinds))
+    assert refusal(family, layers_block_type=None) == wrong("layers_block_type", "null")
+    assert refusal(family) is None
+
+
+def test_kinds_of_layers_that_no_default_tells_have_to_be_there() -> None:
+    assert refusal("lfm2_moe") == ("config_untold", "layer_types")
+    assert refusal("lfm2_moe", layer_types=["conv", FULL]) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [(family, {"layer_types": [FULL] * 3}) for family in ("llama", "glm4_moe", "hy_v3", "qwen3_next", "bamba")]
+    + [("falcon_h1", {"layer_types": ["hybrid"] * 2}), ("bamba", {"layers_block_type": None}),
+       ("exaone_moe", {"mlp_layer_types": ["dense"]}), ("exaone_moe", {"mlp_layer_types": ["dense", "thin"]})],
+)  # fmt: skip
+def test_a_class_refuses_these_too(family: str, more: dict[str, Any]) -> None:
+    with pytest.raises((StrictDataclassError, AttributeError, ValueError)):
+        CONFIG_MAPPING[family].from_dict({"num_hidden_layers": 2, **more})
+    assert refusal(family, **more) is not None
+
+
+def test_a_longer_list_is_no_matter_to_a_class_that_looks_it_up() -> None:
+    for family, more in (("hy_v3", {"mlp_layer_types": ["sparse"] * 3}), ("qwen3_moe", {"mlp_layer_types": ["dense"]})):
+        CONFIG_MAPPING[family].from_dict({"num_hidden_layers": 2, **more})
+        assert refusal(family, **more) is None
