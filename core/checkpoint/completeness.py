@@ -12,7 +12,8 @@ from itertools import islice
 from typing import Any
 
 from core.checkpoint.containers.registry import required_tensors
-from core.checkpoint.experts import COUNTS, expert_matrix, first_value, missing_experts
+from core.checkpoint.expert_counts import COUNTS
+from core.checkpoint.experts import count_experts, expert_matrix, first_name, first_value, missing_experts
 from core.checkpoint.families import families
 from core.checkpoint.family_tensors import family_tensors, missing_weights, unknown_weights, unlike_halves
 from core.checkpoint.judgement import family_name
@@ -42,12 +43,15 @@ def refuse_unlike(
 ) -> CheckpointError | None:
     """Why the files of `model` cannot be loaded, or None where the names of `tensors` give no reason.
 
+    "config_experts" for layers of more experts than the configuration says,
     "missing_weight" for what a matrix, a layer or the model lacks, "unexpected_weight" for what the family has no place
     for, "quantized_embedding" for one that is packed.
     """
     for name in matrices:
         if f"{name}.weight".endswith(EMBEDDINGS):
             return CheckpointError("quantized_embedding", folder=model, name=name)
+    if (surplus := _more_experts(model, config, tensors)) is not None:
+        return surplus
     missing = {*_missing_parts(tensors, matrices), *_missing_in_layers(config, tensors, matrices, num_layers)}
     missing |= set(missing_weights(config, tensors, matrices, num_layers))
     lacking, foreign = unlike_halves(config, tensors, matrices, num_layers)
@@ -109,12 +113,24 @@ def _missing_head(
         yield HEAD
 
 
+def _more_experts(model: str, config: Mapping[str, Any], tensors: Collection[str]) -> CheckpointError | None:
+    count, found = _num_experts(config), max(count_experts(tensors).values(), default=0)
+    if count is None or found <= count:
+        return None
+    name = first_name(text_config(config), COUNTS) or COUNTS[0]
+    return CheckpointError("config_experts", folder=model, name=name, value=count, found=found)
+
+
 def _missing_experts(
     config: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]
 ) -> Iterator[str]:
+    yield from missing_experts(_num_experts(config), _weights(tensors, matrices))
+
+
+def _num_experts(config: Mapping[str, Any]) -> int | None:
+    """How many experts a layer has; None where the configuration tells no number that can be."""
     count = first_value(text_config(config), COUNTS)
-    yield from missing_experts(count if is_whole(count) and 0 < count < MAX_EXPERTS else None,
-                               _weights(tensors, matrices))  # fmt: skip
+    return count if is_whole(count) and 0 < count < MAX_EXPERTS else None
 
 
 def _is_even(config: Mapping[str, Any]) -> bool:

@@ -19,6 +19,8 @@ from core.common.values import is_whole, quoted_value
 WORKED_OUT = frozenset(("bamba", "falcon_h1"))
 # Families whose classes look a layer's value up, however long the list is, and what they look up.
 LOOKED_UP = {"hunyuan_v1_moe": ("moe_topk",), "hy_v3": ("mlp_layer_types",)}
+# What a family's class has no number or list for where config.json is silent.
+UNTOLD = {"dots1": ("n_routed_experts", "num_experts_per_tok", "n_shared_experts"), "lfm2_moe": ("layer_types",)}
 
 
 def refuse_values(model: str, config: Mapping[str, Any]) -> CheckpointError | None:
@@ -49,8 +51,9 @@ def _wrong_kinds(told: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     family, listed = str(told.get("model_type")), told.get("mlp_layer_types")
     if family in WORKED_OUT:
         yield from ((name, told[name]) for name in ("layer_types", "layers_block_type") if name in told)
-    if family == "lfm2_moe" and told.get("layer_types") is None:
-        yield "layer_types", MISSING
+    for name in UNTOLD.get(family, ()):
+        if told.get(name) is None:
+            yield name, MISSING
     if family in LISTED_FAMILIES - LOOKED_UP.keys() and isinstance(listed, list):
         if any(one not in ("dense", "sparse") for one in listed):
             yield "mlp_layer_types", listed

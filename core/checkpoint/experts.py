@@ -18,9 +18,6 @@ from core.checkpoint.text_config import quantization_of, text_config
 # Of an expert: one matrix for gate and up, as Granite's files have it, or one for each.
 PROJECTION = r"gate_proj|up_proj|down_proj|gate_up_proj"
 EXPERT = re.compile(rf"(.*\.experts)\.([0-9]{{1,6}})\.({PROJECTION})(?:\.([a-z_]+))?")
-# What a configuration calls how many experts a layer has, and how many of them a token goes through.
-COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
-CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 # The size of an expert, where it is not that of a dense MLP; of the expert that all tokens go through, in experts or
 # in outputs.
 SIZES = ("moe_intermediate_size", "intermediate_size")

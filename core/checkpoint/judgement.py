@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from core.checkpoint.experts import COUNTS
+from core.checkpoint.expert_counts import COUNTS
 from core.checkpoint.families import Family, families
 from core.checkpoint.recurrent import MAMBA_FAMILIES
 from core.checkpoint.text_config import text_config

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.checkpoint.experts import COUNTS, first_value
+from core.checkpoint.expert_counts import COUNTS
+from core.checkpoint.experts import first_value
 from core.common.values import is_whole
 
 RECURRENT = frozenset(("linear_attention", "mamba", "conv"))

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.checkpoint.attention import FullAttention, read_attention
+from core.checkpoint.expert_counts import CHOSEN, COUNTS
 from core.checkpoint.experts import (
-    CHOSEN,
-    COUNTS,
     NUM_SHARED,
     SHARED_EXPERT,
     SHARED_SIZES,
@@ -22,7 +21,7 @@ from core.checkpoint.experts import (
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.numbers import read_number
 from core.checkpoint.recurrent import Recurrent, read_recurrent
-from core.checkpoint.text_config import text_config
+from core.checkpoint.text_config import named_config, text_config
 from core.common.errors import CheckpointError
 
 # A layer's number in the name of a tensor of the language model itself. Of more digits it is none, and Python reads no
@@ -80,7 +79,7 @@ def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
     kinds = text.get("layer_types")
     if not isinstance(kinds, list) or len(kinds) != count:
         kinds = [None] * count
-    mlps = read_mlps(model, text, tensors, count, 4 * hidden)
+    mlps = read_mlps(model, config, tensors, count, 4 * hidden)
     recurrent = read_recurrent(model, text, kinds)
     is_widened, layers = text.get("use_double_wide_mlp") is True, []
     for kind, attention, mlp in zip(kinds, read_attention(model, text, kinds), mlps, strict=True):
@@ -99,13 +98,13 @@ def _widened(mlp: Mlp, attention: FullAttention) -> Mlp:
 
 
 def read_mlps(
-    model: str, text: Mapping[str, Any], tensors: Mapping[str, TensorInfo], num_layers: int, usual_size: int
+    model: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], num_layers: int, usual_size: int
 ) -> list[Mlp]:
     """The MLPs of all layers. Which of them have experts, the tensors tell: families have rules of their own for it.
 
-    Raises CheckpointError "config_number".
+    Raises CheckpointError "config_number", "config_untold".
     """
-    with_experts, has_shared = set(), False
+    text, with_experts, has_shared = text_config(config), set(), False
     for name in tensors:
         if ".experts." in name and (match := LAYER.match(name)) is not None:
             with_experts.add(int(match[1]))
@@ -113,6 +112,9 @@ def read_mlps(
     if not with_experts:
         return [DenseMlp(read_number(model, text, "intermediate_size", usual_size))] * num_layers
     experts = _read_experts(model, text, has_shared, max(count_experts(tensors).values(), default=None))
+    if experts.experts_per_token > experts.num_experts:
+        # No router chooses more experts than there are.
+        raise _too_many_chosen(model, config, experts.experts_per_token)
     if len(with_experts) == num_layers:
         return [experts] * num_layers
     dense = DenseMlp(read_number(model, {SIZES[1]: first_value(text, SIZES[1:])}, SIZES[1], usual_size))
@@ -126,11 +128,17 @@ def _read_experts(model: str, text: Mapping[str, Any], has_shared: bool, num_fou
     if has_shared:
         shared = _first_number(model, text, SHARED_SIZES, size * _first_number(model, text, NUM_SHARED, 1))
     chosen = _first_number(model, text, CHOSEN, num_experts)
-    if chosen > num_experts and text.get("model_type") not in CHOOSES_TWO:
-        # No router chooses more experts than there are.
-        name = first_name(text, CHOSEN) or CHOSEN[0]
-        raise CheckpointError("config_number", folder=model, name=name, value=str(chosen))
-    return Experts(num_experts, min(num_experts, chosen), size, shared)
+    if text.get("model_type") in CHOOSES_TWO:
+        chosen = min(num_experts, chosen)
+    return Experts(num_experts, chosen, size, shared)
+
+
+def _too_many_chosen(model: str, config: Mapping[str, Any], chosen: int) -> CheckpointError:
+    """Where config.json is silent, its class's number is too large for so few experts."""
+    name = first_name(named_config(config), CHOSEN)
+    if name is None:
+        return CheckpointError("config_untold", folder=model, name=first_name(text_config(config), CHOSEN) or CHOSEN[0])
+    return CheckpointError("config_number", folder=model, name=name, value=str(chosen))
 
 
 def _first_number(model: str, text: Mapping[str, Any], names: Sequence[str], default: int | None = None) -> int:

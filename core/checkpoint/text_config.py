@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from core.checkpoint.expert_counts import untold_counts
 from core.common.values import is_whole
 
 # Families with pictures whose text part runs by itself, and the family that the text is of unless `text_config` says.
@@ -179,7 +180,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     family = text.get("model_type")
     if not isinstance(family, str):
         return text
-    text = DEFAULTS.get(family, {}) | text
+    text = DEFAULTS.get(family, {}) | untold_counts(family, text) | text
     text["model_type"] = SAME_AS.get(family, family)
     heads = _kv_heads(family, text)
     if heads is not None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
 from core.checkpoint.containers.registry import read_format
-from core.checkpoint.experts import CHOSEN, COUNTS, expert_matrix, first_value
+from core.checkpoint.expert_counts import CHOSEN, COUNTS
+from core.checkpoint.experts import expert_matrix, first_value
 from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
 from core.checkpoint.layers import LAYER
 from core.checkpoint.text_config import text_config

@@ -139,14 +139,26 @@ def test_an_expert_or_a_matrix_of_one_that_is_not_there_is_missing() -> None:
         left = {name for name in whole if lost not in name or ".experts." not in name}
         found = refusal(config, left)
         assert found is not None and found[0] == "missing_weight" and lost in found[1]
-    # Without a number in the configuration the largest one counts.
-    assert refusal({"model_type": "qwen3_moe"}, whole - of_experts(1, 3, "up_proj"))[2] == 3  # type: ignore[index]
+    # Without a number in the configuration its class's counts: 128 of three matrices each.
+    untold = {"model_type": "qwen3_moe"}
+    assert refusal(untold, whole) == ("missing_weight", "model.layers.1.mlp.experts.10.down_proj.weight", 3 * 124)
+
+
+def test_more_experts_than_the_configuration_says_are_told_with_both_numbers() -> None:
+    """The load refused the fifth expert's matrix as one of another layout."""
+    config = {"model_type": "qwen3_moe", "num_experts": 4}
+    experts = of_experts(1, 5, "gate_proj", "up_proj", "down_proj")
+    error = refuse_unlike("m", config | {"num_hidden_layers": 3}, of_three_layers(config) | experts, {}, 3)
+    assert error is not None and (error.key, error.params) == (
+        "config_experts",
+        {"folder": "m", "name": "num_experts", "value": 4, "found": 5},
+    )
 
 
 def test_names_of_a_million_experts_make_no_endless_list() -> None:
     odd = {f"model.layers.{number}.mlp.experts.999999.up_proj.weight" for number in range(100)}
-    for config in ({"model_type": "qwen3_moe"}, {"model_type": "qwen3_moe", "num_experts": 2**40}):
-        found = refusal(config, of_three_layers({"model_type": "qwen3_moe"}) | odd)
+    for config in ({"model_type": "dots1"}, {"model_type": "dots1", "n_routed_experts": 2**40}):
+        found = refusal(config, of_three_layers({"model_type": "dots1"}) | odd)
         assert found is not None and found[0] == "missing_weight" and found[2] == MAX_MISSING
 
 

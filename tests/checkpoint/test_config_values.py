@@ -142,9 +142,13 @@ def test_kinds_of_layers_that_a_class_works_out_are_refused_whatever_they_are(fa
     assert refusal(family) is None
 
 
-def test_kinds_of_layers_that_no_default_tells_have_to_be_there() -> None:
+def test_what_no_default_tells_has_to_be_there() -> None:
     assert refusal("lfm2_moe") == ("config_untold", "layer_types")
     assert refusal("lfm2_moe", layer_types=["conv", FULL]) is None
+    told = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    for name in told:
+        assert refusal("dots1", **told | {name: None}) == ("config_untold", name)
+    assert refusal("dots1", **told) is None
 
 
 @pytest.mark.parametrize(

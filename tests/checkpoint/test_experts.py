@@ -89,3 +89,17 @@ def test_a_family_that_always_chooses_two_experts_reads_no_number_for_it() -> No
     config = {"model_type": "phimoe", "num_local_experts": 4, "num_experts_per_tok": 5}
     layers = read_layers("m", BASE | config, tensors(*stacks(0, 4), *stacks(1, 4)))
     assert [layer.mlp for layer in layers] == [Experts(4, 4, 128)] * 2
+
+
+def test_a_number_of_chosen_experts_that_only_the_class_has_is_asked_for() -> None:
+    """Qwen3 MoE chooses 8 where config.json is silent: of four the first step failed."""
+    few = BASE | {"model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 32}
+    silent = {name: value for name, value in few.items() if name != "num_experts_per_tok"}
+    with pytest.raises(CheckpointError) as caught:
+        read_layers("m", silent, tensors(*stacks(0, 4), *stacks(1, 4)))
+    assert (caught.value.key, caught.value.params) == (
+        "config_untold",
+        {"folder": "m", "name": "num_experts_per_tok"},
+    )
+    layers = read_layers("m", silent | {"num_experts": 9}, tensors(*stacks(0, 9), *stacks(1, 9)))
+    assert [layer.mlp for layer in layers] == [Experts(9, 8, 32)] * 2
