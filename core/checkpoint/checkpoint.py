@@ -304,7 +304,7 @@ def make_checkpoint(
     that the model's class has for them; those of a part for pictures that does not run are left out.
     """
     stored_bytes = sum(tensor.num_bytes for tensor in tensors.values())
-    guesses = has_guessing_part(tensors)
+    guesses = has_guessing_part(config, tensors)
     tensors = name_tensors(config, tensors)
     quantization = packed_as(quantization, tensors)
     if not has_matrices(quantization, tensors):

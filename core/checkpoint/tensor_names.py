@@ -94,9 +94,10 @@ _EXPERT = re.compile(r"(\.experts\.[0-9]+)\.(w1|w2|w3)\.")
 _PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
-def has_guessing_part(tensors: Collection[str]) -> bool:
+def has_guessing_part(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
     """Whether files with these tensors hold a part that guesses several tokens at once."""
-    return any(GUESSING_PART.match(WRAPPERS.sub("", name)) for name in tensors)
+    guessing = _guessing_layers(text_config(config))
+    return any(GUESSING_PART.match(WRAPPERS.sub("", name)) or _is_in(guessing, name) for name in tensors)
 
 
 def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
@@ -111,7 +112,7 @@ def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     for stored, tensor in tensors.items():
         if GUESSING_PART.match(WRAPPERS.sub("", stored)) or (has_pictures and PICTURE_PART.match(stored)):
             continue
-        if guessing and (layer := LAYER.match(stored)) is not None and int(layer[1]) in guessing:
+        if _is_in(guessing, stored):
             continue
         name = _rename_module(_rename(WRAPPERS.sub("", stored), renames), module_renames)
         # Two tensors of one name would hide one of them: the second keeps its own, which no class knows.
@@ -141,6 +142,10 @@ def _rename_module(name: str, renames: Renames) -> str:
     for pattern, replacement in renames:
         name = pattern.sub(replacement, name, count=1)
     return _EXPERT.sub(lambda match: f"{match[1]}.{_PROJECTIONS[match[2]]}.", name, count=1)
+
+
+def _is_in(layers: range, name: str) -> bool:
+    return bool(layers) and (layer := LAYER.match(name)) is not None and int(layer[1]) in layers
 
 
 def _guessing_layers(text: Mapping[str, Any]) -> range:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.experts import FLOAT_ROUTERS, ROUTER, expert_matrix
+from core.checkpoint.experts import FLOAT_ROUTERS, ROUTER, SIZES, expert_matrix, first_name
 from core.checkpoint.layers import LAYER, DenseMlp, Experts, LayerShape, Mlp, contradiction
 from core.checkpoint.numbers import read_number
 from core.checkpoint.quantization import MatrixFormat
@@ -229,24 +229,25 @@ def _check_sizes(checkpoint: Checkpoint, shape: ModelShape) -> None:
         for name, tensor in checkpoint.tensors.items():
             if name.endswith(ending) and tensor.shape[axis : axis + 1] != (size,):
                 raise contradiction(checkpoint.name, number, value, name, tensor)
-    layers = checkpoint.layers
+    layers, size_name = checkpoint.layers, first_name(text_config(checkpoint.config), SIZES) or SIZES[0]
     for name, matrix in checkpoint.matrices.items():
         found = LAYER.match(name)
         if found is None or int(found[1]) >= len(layers):
             continue
         one = expert_matrix(name)
         ending = name[found.end() :] if one is None else f"experts.{one.projection}"
-        number, value, size = _outputs(layers[int(found[1])]).get(ending, ("", 0, matrix.out_features))
+        number, value, size = _outputs(layers[int(found[1])], size_name).get(ending, ("", 0, matrix.out_features))
         if matrix.out_features != size:
             codes = matrix.tensors["codes"]
             raise contradiction(checkpoint.name, number, value, codes, checkpoint.tensors[codes])
 
 
-def _outputs(layer: LayerShape) -> dict[str, tuple[str, int, int]]:
-    """Of matrices of a layer: the configuration's number that their outputs follow from, its value, the outputs."""
+def _outputs(layer: LayerShape, size_name: str) -> dict[str, tuple[str, int, int]]:
+    """Of matrices of a layer: the configuration's number that their outputs follow from, its value, the outputs.
+    size_name: what the configuration calls the size of an expert."""
     mixer, mlp, found = layer.mixer, layer.mlp, {}
     if isinstance(mlp, Experts):
-        found["experts.gate_proj"] = ("moe_intermediate_size", mlp.intermediate, mlp.intermediate)
+        found["experts.gate_proj"] = (size_name, mlp.intermediate, mlp.intermediate)
     elif isinstance(mlp, DenseMlp):
         found["mlp.gate_proj"] = ("intermediate_size", mlp.intermediate, mlp.intermediate)
     if isinstance(mixer, FullAttention):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from core.checkpoint.headers import TensorInfo
-from core.checkpoint.tensor_names import name_tensors
+from core.checkpoint.tensor_names import has_guessing_part, name_tensors
 
 GEMMA: dict[str, Any] = {"model_type": "gemma3", "vision_config": {}}
 QWEN: dict[str, Any] = {"model_type": "qwen2_5_vl", "vision_config": {}}
@@ -108,3 +108,6 @@ def test_a_layer_behind_the_last_that_guesses_tokens_is_left_out(config: dict[st
     assert named({**config, "num_hidden_layers": 46}, kept, guessing, unknown) == {kept: None, unknown: None}
     assert named({"model_type": "llama", "num_hidden_layers": 46}, guessing) == {guessing: None}
     assert named({**config, "num_hidden_layers": "46"}, guessing) == {guessing: None}
+    # What a person is told of the model says so too.
+    assert has_guessing_part({**config, "num_hidden_layers": 46}, [kept, guessing])
+    assert not has_guessing_part({**config, "num_hidden_layers": 46}, [kept, unknown])

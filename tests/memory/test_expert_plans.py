@@ -11,6 +11,7 @@ from core.checkpoint.checkpoint import Checkpoint, SettledTensors
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.layers import DenseMlp, Experts
 from core.checkpoint.recurrent import ShortConv
+from core.common.errors import CheckpointError
 from core.memory import load_ways
 from core.memory.adapter_room import AdapterRoom
 from core.memory.cpu_fit import check_cpu_fit, token_bytes
@@ -202,3 +203,16 @@ def test_stacked_experts_need_room_for_every_pair_of_a_token_and_an_expert(small
     matrices = [(replace(one, format=replace(one.format, is_permuted=True)), n) for one, n in shape.expert_matrices]
     gathered = LLAMADECK.expert_bytes(replace(shape, expert_matrices=tuple(matrices)), mlp, 40)
     assert gathered - LLAMADECK.expert_bytes(shape, mlp, 40) == 2 * 40 * 2048 * 2
+
+
+@pytest.mark.parametrize(
+    ("release", "name"), [(MIXTRAL_8X7B, "intermediate_size"), (QWEN3_30B_A3B, "moe_intermediate_size")]
+)
+def test_experts_of_another_size_are_told_by_the_name_that_the_file_has(release: dict[str, Any], name: str) -> None:
+    """Mixtral has no moe_intermediate_size, which the sentence spoke of."""
+    checkpoint = moe_release(release | SMALL | {"num_local_experts": 4})
+    changed = replace(checkpoint, config=checkpoint.config | {name: 512})
+    with pytest.raises(CheckpointError) as caught:
+        read_shape(changed)
+    assert caught.value.key == "remote_config_tensors"
+    assert f"by its configuration {name} is 512" in caught.value.sentence("en")
