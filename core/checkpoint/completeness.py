@@ -13,7 +13,7 @@ from typing import Any
 
 from core.checkpoint.containers.registry import required_tensors
 from core.checkpoint.expert_counts import COUNTS
-from core.checkpoint.experts import count_experts, expert_matrix, first_name, first_value, missing_experts
+from core.checkpoint.experts import count_experts, expert_matrix, first_name, missing_experts
 from core.checkpoint.families import families
 from core.checkpoint.family_tensors import family_tensors, missing_weights, unknown_weights, unlike_halves
 from core.checkpoint.judgement import family_name
@@ -128,9 +128,10 @@ def _missing_experts(
 
 
 def _num_experts(config: Mapping[str, Any]) -> int | None:
-    """How many experts a layer has; None where the configuration tells no number that can be."""
-    count = first_value(text_config(config), COUNTS)
-    return count if is_whole(count) and 0 < count < MAX_EXPERTS else None
+    """How many experts a layer has; None where the configuration tells no number that can be, or several."""
+    text = text_config(config)
+    counts = {text[name] for name in COUNTS if is_whole(text.get(name))}
+    return counts.pop() if len(counts) == 1 and 0 < min(counts) < MAX_EXPERTS else None
 
 
 def _is_even(config: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,15 @@ def test_a_mixture_of_experts_computes_what_its_class_does(
     model = make_family_checkpoint(tmp_path / "model", config, rename, layout=layout)
     layers = read_checkpoint(tmp_path / "model").layers
     assert any(isinstance(layer.mlp, Experts) and layer.mlp.experts_per_token == 2 for layer in layers)
+    check_family(tmp_path / "model", model)
+
+
+def test_what_training_asks_of_a_pass_is_nothing_that_an_answer_has(tmp_path: Path) -> None:
+    """Fine-tunes of Mixtral come with router logits switched on: the first step failed."""
+    model = make_family_checkpoint(tmp_path / "model", FAMILIES["olmoe"][0])
+    path = tmp_path / "model" / "config.json"
+    asked = {"output_router_logits": True, "output_hidden_states": True, "return_dict": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | asked))
     check_family(tmp_path / "model", model)
 
 

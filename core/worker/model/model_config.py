@@ -23,6 +23,13 @@ MROPE_KEYS = ("mrope_section", "mrope_interleaved")
 # Of what transformers says: the name of a value and the value are its beginning.
 MAX_DETAIL_CHARS = 200
 
+# What a pass gives beside logits, or in place of what is read here, whatever the configuration asks for: training's.
+OUTPUTS = {
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_router_logits": False,
+}
 # What a text part does without being told, and the plain family that is like it only where its configuration says so.
 ALWAYS: dict[str, dict[str, Any]] = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
 
@@ -75,6 +82,9 @@ def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfi
     if hasattr(text, "quantization_config"):
         del text.quantization_config
     _settle_tokens(text, num_tokens(checkpoint))
+    for name, value in OUTPUTS.items():
+        if hasattr(text, name):
+            setattr(text, name, value)
     return text
 
 
