@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
 
-from core.checkpoint.adapters import read_adapter
+from core.checkpoint.adapters import read_sound_adapter
 from core.common.errors import DeckError, InputError
 from core.common.i18n import translate
 from core.common.paths import adapters_dir, models_dir
@@ -69,7 +69,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
 
 def tell_models(folder: Path, terminal: Terminal) -> None:
     """Say which models here can have the adapter in `folder`."""
-    shape = read_adapter(folder)
+    shape = read_sound_adapter(folder)
     own, others = find_bases(shape, (entry.checkpoint for entry in scan() if entry.checkpoint is not None))
     names = [*own, *others]
     key = "download_adapter_fits" if names else "download_adapter_alone"

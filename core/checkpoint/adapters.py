@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from core.checkpoint.adapter_numbers import first_not_finite
 from core.checkpoint.adapter_patterns import ModuleSettings
 from core.checkpoint.base_copies import BaseCopy, require_of_head, split_copies
 from core.checkpoint.checkpoint import FolderFiles
@@ -104,9 +106,35 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read_adapter(folder: Path) -> AdapterShape:
-    """The adapter in `folder`. Raises CheckpointError with the reason why it is none that can be used."""
-    try:
+    """The adapter in `folder`. Raises CheckpointError with the reason why it is none that can be used, as far as that
+    is told without its numbers."""
+    with _faults_of_adapter(folder):
         return read_adapter_files(FolderFiles(folder), folder)
+
+
+def read_sound_adapter(folder: Path) -> AdapterShape:
+    """As `read_adapter`, with a look at every number: what is offered must work when it is used."""
+    adapter = read_adapter(folder)
+    require_numbers(adapter)
+    return adapter
+
+
+def require_numbers(adapter: AdapterShape) -> None:
+    """Raise CheckpointError where numbers of the adapter are none (NaN or infinite). Reads its file, unless that has
+    not changed since the last time."""
+    with _faults_of_adapter(adapter.path):
+        tensor = first_not_finite(adapter.weights)
+    if tensor is not None:
+        match = TENSOR.match(tensor)
+        module = printable(match["module"] if match else tensor)
+        raise CheckpointError("adapter_nan", adapter=adapter.name, module=module)
+
+
+@contextmanager
+def _faults_of_adapter(folder: Path) -> Iterator[None]:
+    """Raises what is wrong with any file in words for adapters."""
+    try:
+        yield
     except CheckpointError as error:
         if error.key == "adapter_none":
             raise CheckpointError("adapter_none", folder=printable(str(folder))) from error

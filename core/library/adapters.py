@@ -9,7 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from core.checkpoint.adapter_folders import list_adapters
-from core.checkpoint.adapters import MAX_RANK, AdapterShape, is_other_base, read_adapter
+from core.checkpoint.adapters import (
+    MAX_RANK,
+    AdapterShape,
+    is_other_base,
+    read_adapter,
+    read_sound_adapter,
+    require_numbers,
+)
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import DeckError
 from core.library.fingerprint import Fingerprint, fingerprint
@@ -21,7 +28,7 @@ USUAL_ADAPTERS = 4
 # Ranks are told in these steps, so that a slightly higher one needs no new load.
 RANK_STEP = 8
 # Why a model cannot have an adapter that was trained on it.
-OWN_FAULTS = ("adapter_plain_matrix", "adapter_router", "adapter_outside", "adapter_tied_head")
+OWN_FAULTS = ("adapter_plain_matrix", "adapter_router", "adapter_outside", "adapter_tied_head", "adapter_nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ def find_adapters(checkpoint: Checkpoint) -> list[FoundAdapter]:
 def read_alone(folder: Path) -> FoundAdapter:
     """One adapter by itself, whatever model it is for."""
     try:
-        return FoundAdapter(folder, read_adapter(folder))
+        return FoundAdapter(folder, read_sound_adapter(folder))
     except DeckError as error:
         return FoundAdapter(folder, None, error)
 
@@ -96,6 +103,8 @@ def read_fitting(folder: Path, checkpoint: Checkpoint) -> AdapterShape:
     """The adapter in `folder`. Raises CheckpointError for one that the model cannot have."""
     shape = read_adapter(folder)
     match_adapter(shape, checkpoint)
+    # Last: that of another model need not be read for this one.
+    require_numbers(shape)
     return shape
 
 
@@ -132,7 +141,7 @@ def _shape_for(adapter: Path, mark: Fingerprint, model: Path, model_mark: Finger
     """None for one that the model cannot have. The marks only say that nothing has changed since."""
     checkpoint = _read(model, model_mark)
     try:
-        return read_adapter(adapter) if checkpoint is None else read_fitting(adapter, checkpoint)
+        return read_sound_adapter(adapter) if checkpoint is None else read_fitting(adapter, checkpoint)
     except DeckError:
         return None
 

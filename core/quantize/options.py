@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.adapters import AdapterShape, match_base, read_adapter, with_class_names
+from core.checkpoint.adapters import AdapterShape, match_base, read_adapter, require_numbers, with_class_names
 from core.checkpoint.base_copies import BaseCopy
 from core.checkpoint.low_rank import LowRank
 from core.checkpoint.tied_head import tied_head
@@ -104,7 +104,9 @@ def merge_steps(model: PlainModel, options: QuantizeOptions) -> tuple[MergeStep,
         matrices = match_base(named, model.name, {**model.linears, **tied})
         if (head := next((one for name, one in matrices.items() if name in tied), None)) is not None:
             raise CheckpointError("adapter_tied_head", adapter=adapter.name, base=model.name, module=head.name)
-        steps.append(MergeStep(adapter, matrices, _match_copies(model, adapter, matrices)))
+        copies = _match_copies(model, adapter, matrices)
+        require_numbers(adapter)
+        steps.append(MergeStep(adapter, matrices, copies))
     return tuple(steps)
 
 

@@ -229,6 +229,17 @@ def test_an_adapter_meets_the_matrices_of_its_base(plain: Path, adapter: Path) -
     assert set(step.matrices) == set(read_plain(plain).matrices)
 
 
+def test_numbers_that_are_none_are_told_before_a_job(plain: Path, copy: Path) -> None:
+    """The plan promised a job that failed in its first minutes."""
+    tensors = load_file(copy / WEIGHTS)
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    tensors[name][5, 3] = np.nan
+    save_file(tensors, copy / WEIGHTS)
+    with pytest.raises(CheckpointError) as raised:
+        merge_steps(read_plain(plain), QuantizeOptions(adapters=(copy,)))
+    assert raised.value.key == "adapter_nan" and raised.value.params["module"] == "model.layers.1.mlp.up_proj"
+
+
 def test_names_may_begin_in_another_way(adapter: Path) -> None:
     found = read_adapter(adapter)
     sizes = {f"language_{name}": (one.in_features, one.out_features) for name, one in found.matrices.items()}
