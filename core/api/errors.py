@@ -45,7 +45,7 @@ ADAPTER_FAULTS = (
     "adapter_rank_limit", "adapter_alpha", "adapter_pattern", "adapter_patterns", "adapter_nan",
     "adapter_unreadable", "adapter_bad_json", "adapter_config_too_large", "adapter_corrupt_weights",
     "adapter_truncated", "adapter_rewritten", "adapter_dtype", "adapter_outside", "adapter_tied_head",
-    "adapter_embedding", "adapter_setting", "adapter_range", "adapter_rank_experts",
+    "adapter_embedding", "adapter_setting", "adapter_range", "adapter_rank_experts", "adapter_merged",
 )  # fmt: skip
 FAULT = HttpErrorShape(500, SERVER, "internal_error")
 

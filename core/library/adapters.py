@@ -28,7 +28,9 @@ USUAL_ADAPTERS = 4
 # Ranks are told in these steps, so that a slightly higher one needs no new load.
 RANK_STEP = 8
 # Why a model cannot have an adapter that was trained on it.
-OWN_FAULTS = ("adapter_plain_matrix", "adapter_router", "adapter_outside", "adapter_tied_head", "adapter_nan")
+OWN_FAULTS = (
+    "adapter_plain_matrix", "adapter_router", "adapter_outside", "adapter_tied_head", "adapter_nan", "adapter_merged",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.experts import ROUTER, count_experts, expert_matrix, take_turns
 from core.checkpoint.layers import LAYER
 from core.checkpoint.low_rank import STACKED_PARAMETERS, LowRank
+from core.checkpoint.merged import MergedAdapter, is_merged, read_merged
 from core.checkpoint.tied_head import HEADS, tied_head
 from core.common.errors import CheckpointError, InputError
 from core.common.values import is_whole
@@ -114,8 +115,11 @@ def _stacks(checkpoint: Checkpoint) -> Iterator[tuple[str, ExpertStackSizes]]:
 def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, LowRank]:
     """What `adapter` adds to each matrix of the loaded model, by its names.
 
-    Raises CheckpointError where it was trained on another model, or changes what cannot be changed at run time.
+    Raises CheckpointError where it is merged into the model already, was trained on another one, or changes what cannot
+    be changed at run time.
     """
+    if is_merged(adapter.weights, _merged(checkpoint)):
+        raise CheckpointError("adapter_merged", adapter=adapter.name, base=checkpoint.name)
     named = with_class_names(adapter, checkpoint.config)
     sizes = adaptable_matrices(checkpoint) | (_expert_sizes(checkpoint) if named.changes_experts else {})
     # Whether it fits what cannot be changed tells an adapter of this model from one of another.
@@ -138,6 +142,13 @@ def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, Lo
             key = "adapter_tied_head" if name in tied else "adapter_outside"
             raise CheckpointError(key, adapter=adapter.name, base=checkpoint.name, module=matrix.name)
     return found
+
+
+def _merged(checkpoint: Checkpoint) -> tuple[MergedAdapter, ...]:
+    if MergedAdapter not in checkpoint.derived:
+        checkpoint.derived[MergedAdapter] = read_merged(checkpoint.path) if checkpoint.path is not None else ()
+    merged: tuple[MergedAdapter, ...] = checkpoint.derived[MergedAdapter]
+    return merged
 
 
 def _not_quantized(adapter: str, base: str, module: str, is_router: bool) -> CheckpointError:

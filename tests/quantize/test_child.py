@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from core.checkpoint.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from core.checkpoint.merged import MergedAdapter, describe, read_merged, write_merged
 from core.common.errors import CheckpointError
 from core.quantize.calibration import HELD_OUT
 from core.quantize.child import perplexity
@@ -46,6 +47,8 @@ def test_merging_is_what_peft_merges(plain: Path, adapter: Path, patterned_adapt
     changed = [name for name, value in found.items() if not torch.equal(value, plain_ones[name])]
     assert len(changed) == 14
     assert (merged / "tokenizer.json").read_bytes() == (plain / "tokenizer.json").read_bytes()
+    known = [describe(folder.name, folder / ADAPTER_WEIGHTS) for folder in (adapter, patterned_adapter)]
+    assert list(read_merged(merged)) == known
 
 
 def test_a_merged_model_is_whole_or_not_there(plain: Path, adapter: Path, tmp_path: Path) -> None:
@@ -189,6 +192,8 @@ def test_what_gptqmodel_took_apart_is_put_together_as_the_class_has_it(tmp_path:
     for folder in ("source", "packed"):
         (tmp_path / folder).mkdir()
     (tmp_path / "source" / "LICENSE").write_text("a licence")
+    pirate = MergedAdapter("pirate", 5, "0" * 64)
+    write_merged(tmp_path / "source", [pirate])
     save_file({"l.gate_up_proj.weight": torch.ones(8, 32)}, tmp_path / "source" / WEIGHTS)
     words = torch.arange(16, dtype=torch.int32).reshape(4, 4)
     order = torch.arange(32, dtype=torch.int32)
@@ -202,6 +207,7 @@ def test_what_gptqmodel_took_apart_is_put_together_as_the_class_has_it(tmp_path:
     assert not (tmp_path / "out" / "model-00002-of-00002.safetensors").exists()
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"quantization_config": {"bits": 4}}
     assert (tmp_path / "out" / "LICENSE").is_file()
+    assert read_merged(tmp_path / "out") == (pirate,)
 
 
 def test_zero_points_of_zero_are_read_as_gptqmodel_writes_them(tmp_path: Path) -> None:

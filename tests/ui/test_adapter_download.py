@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import streamlit as st
+from safetensors.numpy import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
 from core.hub.folders import MARGIN_BYTES
@@ -195,3 +197,11 @@ def test_deleted_and_fetched_again(home: Path, hub: HubStandin) -> None:
     click(go(open_tab(), "2_Load_Model"), f"adapter_delete_tiny_{home / 'adapters' / FOLDER}")
     assert "It was deleted or changed since" in words(run(tab)) and not has(tab, f"adapter_load_{JOB}")
     assert can_begin(find(REPO))
+
+
+def test_one_whose_numbers_are_none_is_told_as_that_once_it_is_here(hub: HubStandin) -> None:
+    """It was said to be deleted."""
+    weights = hub.root / REPO / "main" / WEIGHTS
+    save_file({name: np.full_like(one, np.nan) for name, one in load_file(weights).items()}, weights)
+    tab = fetched(begin(find(REPO)))
+    assert "are no numbers" in words(tab) and "It was deleted" not in words(tab)

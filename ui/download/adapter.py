@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from core.checkpoint.adapters import AdapterShape
+from core.checkpoint.adapters import AdapterShape, is_adapter
 from core.common.errors import DeckError
 from core.common.paths import adapters_dir
 from core.hub.download_job import id_of
@@ -93,10 +93,17 @@ def draw_way(step: NextStep, job_id: str) -> None:
 
 
 def draw_fetched(folder: str) -> NextStep | None:
-    """The adapter of a finished download and what to do next; None where it is there no more, which is said."""
-    adapter = adapter_alone(adapters_dir() / folder).shape
-    if adapter is None:
+    """The adapter of a finished download and what to do next; None where it is there no more or of no use, which is
+    said."""
+    place = adapters_dir() / folder
+    if not is_adapter(place):
         st.caption(tr("adapter.gone"))
+        return None
+    found = adapter_alone(place)
+    adapter = found.shape
+    if adapter is None:
+        assert found.error is not None
+        show_error(found.error)
         return None
     st.caption(about_words(adapter))
     try:

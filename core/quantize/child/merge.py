@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from core.checkpoint.adapters import WEIGHTS, AdapterShape
 from core.checkpoint.base_copies import BaseCopy
 from core.checkpoint.low_rank import LowRank
+from core.checkpoint.merged import MergedAdapter, describe, write_merged
 from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
 from core.common.panics import why_of
@@ -47,6 +48,7 @@ def merge(source: Path, options: QuantizeOptions, folder: Path, report: Callable
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    merged_ones = [_described(step.adapter) for step in merge_steps(model, options)]
     for path in source.iterdir():
         if path.is_file() and not path.name.startswith(".") and path.suffix not in (SUFFIX, ".pth", ".bin", ".pt"):
             shutil.copyfile(path, partial / path.name)
@@ -63,8 +65,15 @@ def merge(source: Path, options: QuantizeOptions, folder: Path, report: Callable
         save_file(tensors, partial / file, metadata={"format": "pt"})
         (partial / file).chmod(0o644)
         report((number + 1) / len(model.files))
+    # It goes on into the finished checkpoint, as all small files do.
+    write_merged(partial, merged_ones)
     os.rename(partial, folder)
     return folder
+
+
+def _described(adapter: AdapterShape) -> MergedAdapter:
+    with _explained(adapter):
+        return describe(adapter.name, adapter.weights)
 
 
 def _changes(model: PlainModel, options: QuantizeOptions) -> dict[str, Change]:
