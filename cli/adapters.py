@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from cli.download import size_text
 from core.checkpoint.adapter_folders import list_adapters, listed_adapter
 from core.common.paths import adapters_dir
-from core.common.terminal import Terminal, shortened, table
+from core.common.terminal import Terminal, table, width
 from core.common.values import printable
 from core.library.adapters import FoundAdapter, find_adapters, read_for_all
 from core.library.maintenance import delete_adapter
@@ -16,7 +16,7 @@ from core.quantize.needed import require_unneeded
 
 COLUMNS = ("name", "rank", "size", "base", "state")
 NO_VALUE = "-"
-# So wide are the names of the models that can have an adapter.
+# So wide are the names of the models that can have an adapter; more of them stand below the table, none is cut.
 MODELS_COLUMNS = 32
 
 
@@ -48,6 +48,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     for one in found:
         if one.error is not None:
             out.write(one.error.sentence(out.language))
+        elif one.models and not fits_column(one.models):
+            out.say("adapters_models", name=one.name, models=", ".join(one.models))
     if any(one.shape is not None and one.shape.changes_experts for one in found):
         out.say("adapters_of_experts")
     return 0
@@ -82,11 +84,18 @@ def row(one: FoundAdapter, out: Terminal) -> list[str]:
     ]  # fmt: skip
 
 
+def fits_column(models: tuple[str, ...]) -> bool:
+    return width(", ".join(models)) <= MODELS_COLUMNS
+
+
 def use(one: FoundAdapter, out: Terminal) -> str:
     """What is known of its use: by the model that was named, else by which of those here."""
     if one.models == ():
         return out.text("adapters_no_model")
-    words = [shortened(", ".join(one.models), MODELS_COLUMNS)] if one.models else []
+    words = []
+    if one.models:
+        is_short = fits_column(one.models)
+        words.append(", ".join(one.models) if is_short else out.text("adapters_count", count=len(one.models)))
     if one.is_of_other_base:
         words.append(out.text("adapters_other_base"))
     elif one.shape is not None and one.shape.changes_experts:

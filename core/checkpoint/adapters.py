@@ -34,6 +34,8 @@ MAX_RANK = 256
 FLOATS = ("F", "BF")
 # So much of what it calls its base is kept, the end with the name: a stranger's text may be of any length.
 MAX_BASE_CHARS = 300
+# What a sentence says for the base of one that names none.
+NO_BASE = "-"
 # `base_model.model.` is PEFT's own wrapper. Some trainers keep the adapter's name between the part and "weight".
 TENSOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[\w-]+)?\.weight$")
 # What PEFT adds to a table of tokens, which is no matrix times an input.
@@ -301,12 +303,10 @@ def match_base(
         is_own = module in sizes or not TOWER.search(module)
         name = module if module in sizes else by_tail.get(_tail(module)) or ""
         if not name or not is_own:
-            raise CheckpointError("adapter_base_matrix", adapter=adapter.name, base=base, module=printable(module))
+            raise _wrong_base("adapter_base_matrix", adapter, base, module)
         if sizes[name] != (matrix.in_features, matrix.out_features):
-            raise CheckpointError(
-                "adapter_base_shape", adapter=adapter.name, base=base, module=printable(module),
-                wanted=f"{matrix.in_features} x {matrix.out_features}", found="{} x {}".format(*sizes[name]),
-            )  # fmt: skip
+            wanted, found_sizes = f"{matrix.in_features} x {matrix.out_features}", "{} x {}".format(*sizes[name])
+            raise _wrong_base("adapter_base_shape", adapter, base, module, wanted=wanted, found=found_sizes)
         if name in found:
             raise _twice(adapter, base, name)
         found[name] = matrix
@@ -330,21 +330,29 @@ def _match_stacks(
         is_own = stacked.stack in stacks or not TOWER.search(parameter)
         name = stacked.stack if stacked.stack in stacks else by_tail.get(_tail(stacked.stack)) or ""
         if not name or not is_own:
-            raise CheckpointError("adapter_base_matrix", adapter=adapter.name, base=base, module=printable(parameter))
+            raise _wrong_base("adapter_base_matrix", adapter, base, parameter)
         ways = expand_stack(stacked, stacks[name], sizes, takes_turns)
         if len(ways) > 1:
             raise CheckpointError("adapter_experts_layout", adapter=adapter.name, module=printable(parameter))
         if not ways:
-            raise CheckpointError(
-                "adapter_base_experts", adapter=adapter.name, base=base, module=printable(parameter),
-                count=stacked.num_experts, wanted=f"{stacked.in_features} x {stacked.out_features}",
-                found=len(stacks[name]), own="{} x {}".format(*stack_features(stacked, stacks[name], sizes)),
+            raise _wrong_base(
+                "adapter_base_experts", adapter, base, parameter, count=stacked.num_experts,
+                wanted=f"{stacked.in_features} x {stacked.out_features}", found=len(stacks[name]),
+                own="{} x {}".format(*stack_features(stacked, stacks[name], sizes)),
             )  # fmt: skip
         (expanded,) = ways
         if (double := next((one for one in expanded if one in others or one in found), None)) is not None:
             raise _twice(adapter, base, double)
         found |= expanded
     return found
+
+
+def _wrong_base(key: str, adapter: AdapterShape, base: str, module: str, **sizes: str | int) -> CheckpointError:
+    """`base` has no such matrix, or one of other sizes; the adapter's own word for its base says which model has."""
+    trained_on = adapter.base_name or NO_BASE
+    return CheckpointError(
+        key, adapter=adapter.name, base=base, trained_on=trained_on, module=printable(module), **sizes
+    )
 
 
 def _twice(adapter: AdapterShape, base: str, module: str) -> CheckpointError:

@@ -18,7 +18,7 @@ from core.checkpoint.adapters import (
     require_numbers,
 )
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
-from core.common.errors import DeckError
+from core.common.errors import CheckpointError, DeckError
 from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.last_model import last_load
 from core.memory.adapter_room import NO_ROOM, AdapterRoom, match_adapter
@@ -35,8 +35,8 @@ OWN_FAULTS = (
 
 @dataclass(frozen=True, slots=True)
 class FoundAdapter:
-    """One folder. `error`: why the model cannot have it. `is_of_other_base`: it names another base, which may still be
-    the same model. `models`: what is known to be able to have it, where it was read for no model."""
+    """One folder. `error`: why the model, or none of those here, can have it. `is_of_other_base`: it names another
+    base, which may still be the same model. `models`: which of those here can have it, where it was read for all."""
 
     folder: Path
     shape: AdapterShape | None
@@ -76,25 +76,46 @@ def read_alone(folder: Path) -> FoundAdapter:
 
 
 def read_for_all(folder: Path, models: Sequence[Checkpoint]) -> FoundAdapter:
-    """One adapter and which of `models` can have it: those of its own base, or else those with the same shapes."""
+    """One adapter and which of `models` can have it: those of its own base, or else those with the same shapes. Where
+    none can, `error` says why."""
     found = read_alone(folder)
     if found.shape is None:
         return found
-    own, others = find_bases(found.shape, models)
-    return replace(found, models=tuple(own or others), is_of_other_base=bool(others) and not own)
+    own, others, refusals = _sorted_by_base(found.shape, models)
+    error = None if own or others else _why_none(found.shape, refusals)
+    return replace(found, models=tuple(own or others), is_of_other_base=bool(others) and not own, error=error)
 
 
 def find_bases(adapter: AdapterShape, models: Iterable[Checkpoint]) -> tuple[list[str], list[str]]:
     """The names of the models that can have the adapter: of its own base, and of another one with the same shapes."""
+    own, others, _ = _sorted_by_base(adapter, models)
+    return own, others
+
+
+def _sorted_by_base(
+    adapter: AdapterShape, models: Iterable[Checkpoint]
+) -> tuple[list[str], list[str], list[DeckError]]:
+    """The names of the models that can have the adapter, as `find_bases`, and why each other one cannot."""
     own: list[str] = []
     others: list[str] = []
+    refusals: list[DeckError] = []
     for checkpoint in models:
         try:
             match_adapter(adapter, checkpoint)
-        except DeckError:
+        except DeckError as error:
+            refusals.append(error)
             continue
         (others if _names_other_base(adapter, checkpoint) else own).append(checkpoint.name)
-    return own, others
+    return own, others, refusals
+
+
+def _why_none(adapter: AdapterShape, refusals: Iterable[DeckError]) -> DeckError:
+    """What a model says on which the adapter was trained; else that there is none."""
+    if (told := next((error for error in refusals if error.key in OWN_FAULTS), None)) is not None:
+        return told
+    if adapter.base_name:
+        return CheckpointError("adapter_no_base", adapter=adapter.name, base=adapter.base_name)
+    return CheckpointError("adapter_no_base_unnamed", adapter=adapter.name)
 
 
 def _names_other_base(adapter: AdapterShape, checkpoint: Checkpoint) -> bool:

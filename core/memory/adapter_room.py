@@ -166,10 +166,12 @@ def _outside_sizes(checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, int]], 
         for name, matrix in checkpoint.matrices.items()
         if not NUMBERED.search(name)
     }
-    for name, tensor in checkpoint.tensors.items():
+    # A head that only repeats the embedding is none of the model's own, and nothing is merged into it.
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in checkpoint.repeated}
+    for name, tensor in tensors.items():
         if name.endswith(HEADS) and len(tensor.shape) == 2:
             outside[name.removesuffix(".weight")] = tensor.shape[1], tensor.shape[0]
-    return outside, tied_head(checkpoint.tensors, checkpoint.matrices)
+    return outside, tied_head(tensors, checkpoint.matrices)
 
 
 def _expert_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:

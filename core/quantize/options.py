@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.adapters import AdapterShape, match_base, read_adapter, require_numbers, with_class_names
+from core.checkpoint.adapters import NO_BASE, AdapterShape, match_base, read_adapter, require_numbers, with_class_names
 from core.checkpoint.base_copies import BaseCopy
 from core.checkpoint.low_rank import LowRank
 from core.checkpoint.tied_head import tied_head
@@ -117,8 +117,16 @@ def _match_copies(model: PlainModel, adapter: AdapterShape, matrices: Mapping[st
     for name, copy in copies.items():
         tensor = model.tensors.get(name)
         if tensor is None or tensor.shape != copy.shape:
-            raise CheckpointError("adapter_base_copy", adapter=adapter.name, base=model.name, name=printable(name))
+            raise other_copy(adapter, model.name, name)
     return copies
+
+
+def other_copy(adapter: AdapterShape, base: str, name: str) -> CheckpointError:
+    """The adapter's copy of the tensor `name` is not what `base` has there."""
+    trained_on = adapter.base_name or NO_BASE
+    return CheckpointError(
+        "adapter_base_copy", adapter=adapter.name, base=base, trained_on=trained_on, name=printable(name)
+    )
 
 
 def check_group_size(model: PlainModel, options: QuantizeOptions) -> None:

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from cli.main import main
 from core.checkpoint.adapters import WEIGHTS
+from core.checkpoint.merged import describe, write_merged
 from core.common.terminal import width
 from core.hub.address import parse_address
 from core.hub.folders import model_folders, remember
@@ -145,7 +146,7 @@ def test_without_a_model_each_is_told_with_the_models_that_can_have_it(home: Pat
     assert main(["adapters"]) == 0
     lines = {line.split()[0]: line for line in capfd.readouterr().out.splitlines()}
     assert lines["own"].endswith("  tiny") and lines["named"].endswith("  tiny; names another base")
-    assert lines["none"].endswith("  no model here")
+    assert lines["none"].endswith("  no model here, see below")
     assert main(["adapters", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)["adapters"]
     assert {one["name"]: one["models"] for one in found} == {"own": ["tiny"], "named": ["tiny"], "none": []}
@@ -167,6 +168,44 @@ def test_long_names_leave_a_table_in_its_lines(
     assert main(["adapters", "--json"]) == 0
     (found,) = json.loads(capfd.readouterr().out)["adapters"]
     assert (found["name"], found["base"]) == (name, base)
+
+
+@pytest.mark.parametrize("base", ["me/wide", ""])
+def test_one_for_no_model_here_is_told_with_the_reason_and_a_way_on(home: Path, capfd: Caught, base: str) -> None:
+    make_checkpoint(home / "wide", Recipe(hidden=128))
+    write_adapter(home / "adapters" / "none", home / "wide", base=base)
+    assert main(["adapters"]) == 0
+    said = capfd.readouterr().out
+    assert "No model here can have the adapter none: " in said
+    words = f"it was trained on {base}" if base else "it does not say on which model it was trained"
+    assert words in said and "quantized version of that model" in said
+    assert main(["adapters", "tiny"]) == 0
+    assert f"(its base_model_name_or_path: {base or '-'}) than tiny: " in capfd.readouterr().out
+
+
+def test_a_reason_of_its_own_model_comes_before_those_of_others(home: Path, capfd: Caught) -> None:
+    """One that is merged into the only model it is for was told without why."""
+    write_adapter(home / "adapters" / "pirate", home / "models" / "tiny")
+    make_checkpoint(home / "models" / "a-wide", Recipe(hidden=128))
+    write_merged(home / "models" / "tiny", [describe("pirate", home / "adapters" / "pirate" / WEIGHTS)])
+    assert main(["adapters"]) == 0
+    said = capfd.readouterr().out
+    assert "no model here, see below" in said and "pirate is merged into tiny already" in said
+    assert main(["adapters", "--json"]) == 0
+    (found,) = json.loads(capfd.readouterr().out)["adapters"]
+    assert found["models"] == [] and "is merged into tiny already" in found["error"] and found["rank"] == 4
+
+
+def test_no_name_of_many_models_is_cut(home: Path, capfd: Caught) -> None:
+    """The list was cut in the middle of a name."""
+    for number in range(3):
+        make_checkpoint(home / "models" / f"Qwen2.5-7B-Instruct-GPTQ-{number}")
+    write_adapter(home / "adapters" / "pirate", home / "models" / "tiny")
+    assert main(["adapters"]) == 0
+    _, line, *others = capfd.readouterr().out.splitlines()
+    assert line.endswith("  models: 4, see below")
+    names = "Qwen2.5-7B-Instruct-GPTQ-0, Qwen2.5-7B-Instruct-GPTQ-1, Qwen2.5-7B-Instruct-GPTQ-2, tiny"
+    assert others == [f"Models here that can have pirate: {names}"]
 
 
 def test_one_in_a_models_folder_is_deleted_by_the_models_name(home: Path, capfd: Caught) -> None:

@@ -65,5 +65,18 @@ def test_a_head_that_is_the_embedding_is_told_as_that(model: Path, tmp_path: Pat
     assert reason(adapter, model).key == "adapter_tied_head"
 
 
+def test_a_head_that_repeats_the_embedding_is_told_as_that(model: Path, tmp_path: Path) -> None:
+    """The advice was to merge the adapter, which is refused for a model that uses its embedding as its head."""
+    adapter = with_head(tmp_path / "a", model)
+    tensors = load_file(model / WEIGHTS)
+    own = tensors["lm_head.weight"]
+    change_json(model / "config.json", tie_word_embeddings=True)
+    assert reason(adapter, model).key == "adapter_outside"
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    assert own.shape == tensors["lm_head.weight"].shape
+    save_file(tensors, model / WEIGHTS)
+    assert reason(adapter, model).key == "adapter_tied_head"
+
+
 def test_a_head_of_another_size_is_another_models(model: Path, tmp_path: Path) -> None:
     assert reason(with_head(tmp_path / "a", model, outputs=256), model).key == "adapter_base_shape"

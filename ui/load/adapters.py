@@ -72,6 +72,8 @@ def draw_unused(found: list[FoundAdapter]) -> None:
     is_refused = any(_error_key("", one.folder) in st.session_state for one in found)
     with st.expander(tr("adapter.unused", count=len(found)), key="adapters_unused", expanded=is_refused,
                      icon=":material/tune:"):  # fmt: skip
+        if any(one.shape is not None for one in found):
+            st.caption(tr("adapter.unused_help"))
         for one in found:
             _draw_one(one, "")
 

@@ -22,7 +22,7 @@ from core.checkpoint.merged import MergedAdapter, describe, write_merged
 from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
 from core.common.panics import why_of
-from core.quantize.options import QuantizeOptions, merge_steps
+from core.quantize.options import QuantizeOptions, merge_steps, other_copy
 from core.quantize.source import PlainModel, read_plain
 
 # What rounding to half precision may change of a number: that to bfloat16 in proportion, float16's last step otherwise.
@@ -97,7 +97,7 @@ def _require_same(name: str, value: torch.Tensor, base: str, adapter: AdapterSha
     with _explained(adapter), safe_open(adapter.weights, "pt") as opened:
         had = opened.get_tensor(copy.name)
     if had.shape != value.shape or not torch.allclose(had.float(), value.float(), rtol=ROUNDING, atol=SMALLEST):
-        raise CheckpointError("adapter_base_copy", adapter=adapter.name, base=base, name=name)
+        raise other_copy(adapter, base, name)
 
 
 def merged(name: str, value: torch.Tensor, change: Change) -> torch.Tensor:
