@@ -28,13 +28,16 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """List the adapters with the models here that can have each; with a model, its own too, and whether it can."""
+    out = terminal.to_stdout()
     if arguments.delete is not None:
         folder = listed_adapter(arguments.delete, folder_of(arguments.model) if arguments.model else None)
         require_unneeded(folder)
         delete_adapter(folder)
-        terminal.say("adapters_deleted", folder=printable(str(folder)))
+        if arguments.json:
+            out.write_json({"deleted": {"name": folder.name, "folder": str(folder)}})
+        else:
+            terminal.say("adapters_deleted", folder=printable(str(folder)))
         return 0
-    out = terminal.to_stdout()
     found = find_adapters(find(arguments.model)) if arguments.model else of_all_models()
     if arguments.json:
         out.write_json({"adapters": [as_object(one) for one in found]})

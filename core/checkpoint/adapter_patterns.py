@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.common.errors import CheckpointError
-from core.common.values import plain_number, printable, quoted_json
+from core.common.values import plain_number, printable, quoted_value
 
 # Patterns of ranks come from strangers: names, dots and ends, and nothing that repeats, cannot take long to match.
 PATTERN = re.compile(r"(?:[\w.$^-]|\\[.d])+")
@@ -50,7 +50,7 @@ class ModuleSettings:
         alpha = plain_number(said)
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= MAX_ALPHA:
             raise CheckpointError("adapter_alpha", adapter=self.adapter, module=printable(module), setting=setting,
-                                  alpha=quoted_json(said))  # fmt: skip
+                                  alpha=quoted_value(said))  # fmt: skip
         return alpha
 
 
@@ -59,7 +59,7 @@ def by_pattern(name: str, config: Mapping[str, Any], key: str, modules: list[str
     module's name."""
     found = config.get(key) or {}
     if not isinstance(found, dict):
-        raise CheckpointError("adapter_setting", adapter=name, setting=key, value=quoted_json(found))
+        raise CheckpointError("adapter_setting", adapter=name, setting=key, value=quoted_value(found))
     others = [pattern for pattern in found if not PATTERN.fullmatch(pattern)]
     is_much = len(found) > MAX_PATTERNS or len(found) * len(modules) > MAX_MATCHES
     if is_much or len(others) > MAX_OTHER_PATTERNS:
@@ -72,7 +72,9 @@ def by_pattern(name: str, config: Mapping[str, Any], key: str, modules: list[str
                 raise ValueError("too long")
             fits = _match_any(whole, modules) if pattern in others else list(map(re.compile(whole).match, modules))
         except ValueError as error:
-            raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern=quoted_json(pattern)) from error
+            raise CheckpointError(
+                "adapter_pattern", adapter=name, setting=key, pattern=quoted_value(pattern)
+            ) from error
         for module, does_fit in zip(modules, fits, strict=True):
             if does_fit:
                 values.setdefault(module, value)

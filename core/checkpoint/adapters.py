@@ -25,7 +25,7 @@ from core.checkpoint.tensor_names import name_module
 from core.checkpoint.weight_files import ADAPTER_CONFIG, ModelFiles
 from core.common.errors import CheckpointError
 from core.common.paths import cached_repo
-from core.common.values import is_whole, plain_number, printable, quoted_json, without_controls
+from core.common.values import is_whole, plain_number, printable, quoted_json, quoted_value, without_controls
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
@@ -184,13 +184,13 @@ def _refuse_variants(name: str, config: Mapping[str, Any]) -> None:
     if kind != "LORA":
         raise CheckpointError("adapter_kind", adapter=name, kind=quoted_json(kind))
     if not isinstance(config.get("use_rslora") or False, bool):
-        value = quoted_json(config["use_rslora"])
+        value = quoted_value(config["use_rslora"])
         raise CheckpointError("adapter_setting", adapter=name, setting="use_rslora", value=value)
     for key, called in VARIANTS.items():
         if config.get(key):
             raise CheckpointError("adapter_variant", adapter=name, variant=called)
     if (config.get("bias") or "none") != "none":
-        raise CheckpointError("adapter_variant", adapter=name, variant=f"bias = {quoted_json(config['bias'])}")
+        raise CheckpointError("adapter_variant", adapter=name, variant=f"bias = {quoted_value(config['bias'])}")
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(CHANGES_BASE):
         raise CheckpointError("adapter_changed_base", adapter=name, way=quoted_json(begun))
@@ -251,7 +251,7 @@ def _matrix(
         raise CheckpointError("adapter_rank_limit", adapter=name, module=printable(module), rank=rank, limit=MAX_RANK)
     if not is_whole(rank) or not 1 <= rank <= MAX_RANK or rank * num_experts != a.shape[0]:
         key = "adapter_rank_experts" if is_stacked else "adapter_rank"
-        raise CheckpointError(key, adapter=name, module=printable(module), rank=quoted_json(said), setting=setting,
+        raise CheckpointError(key, adapter=name, module=printable(module), rank=quoted_value(said), setting=setting,
                               found=a.shape[0], limit=MAX_RANK)  # fmt: skip
     # PEFT: alpha / r; rsLoRA (arXiv 2312.03732): alpha / sqrt(r).
     scale = settings.alpha(module) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -23,8 +23,8 @@ from core.checkpoint.tensor_names import name_tensors
 from core.checkpoint.text_config import quantization_of, text_config
 from core.checkpoint.tokenizer_files import has_tokenizer
 from core.checkpoint.weight_files import PICKLED, SUFFIX, ModelFiles, find_weights, has_codes
-from core.common.errors import CheckpointError
-from core.common.values import is_whole, printable, quoted_json
+from core.common.errors import CheckpointError, InputError
+from core.common.values import is_whole, printable, quoted_json, quoted_value
 from core.quantize.families import require_known
 
 PLAIN_DTYPES = ("F32", "F16", "BF16")
@@ -106,13 +106,14 @@ def is_meta_format(folder: Path) -> bool:
 
 
 def read_plain(folder: Path) -> PlainModel:
-    """The model in `folder`. Raises CheckpointError with the reason why it cannot be quantized."""
+    """The model in `folder`. Raises InputError where there is none, CheckpointError with the reason why it cannot be
+    quantized."""
     if not folder.is_dir():
-        raise CheckpointError("quantize_no_folder", folder=printable(str(folder)))
+        raise InputError("quantize_no_folder", folder=printable(str(folder)))
     files = FolderFiles(folder)
     # Whoever names a path knows it by the whole of it.
     if "config.json" not in files.names:
-        raise CheckpointError("quantize_no_config", folder=printable(str(folder)))
+        raise InputError("quantize_no_config", folder=printable(str(folder)))
     return plain_model(files, folder)
 
 
@@ -187,7 +188,7 @@ def require_meta(folder: Path) -> dict[str, Any]:
         # The first Llamas leave the vocabulary to the tokenizer, as -1.
         if not is_whole(params.get(key)) or (params[key] < 1 and key != "vocab_size"):
             raise CheckpointError(
-                "meta_params", folder=printable(folder.name), setting=key, value=quoted_json(params.get(key))
+                "meta_params", folder=printable(folder.name), setting=key, value=quoted_value(params.get(key))
             )
     if not any((folder / name).is_file() for name in META_TOKENIZERS):
         raise CheckpointError("meta_tokenizer", folder=printable(folder.name))

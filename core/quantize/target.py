@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.common.errors import CheckpointError
+from core.common.errors import DeckError
 from core.common.paths import cached_repo
 from core.hub.address import check_address
 from core.hub.source import Source
@@ -45,7 +45,7 @@ class Target:
 
 
 def folder_target(folder: Path) -> Target:
-    """Raises CheckpointError for what cannot be quantized."""
+    """Raises InputError where there is no model, CheckpointError for one that cannot be quantized."""
     if is_meta_format(folder):
         return Target(meta_model(folder), folder, None, is_meta=True)
     return Target(read_plain(folder), folder, None)
@@ -69,6 +69,6 @@ def _is_incomplete(folder: Path) -> bool:
     """Whether a snapshot lacks files: other programs fetch parts of a repository."""
     try:
         read_plain(folder)
-    except CheckpointError as error:
+    except DeckError as error:
         return error.key in ("no_weights", "missing_shard", "quantize_no_config", "tokenizer_missing")
     return False

@@ -227,6 +227,14 @@ def test_with_a_model_none_is_deleted_that_all_models_share(home: Path, capfd: C
     assert shared.is_dir() and not inside.exists()
 
 
+def test_a_program_that_deletes_one_is_told_in_json(home: Path, capfd: Caught) -> None:
+    """It was told nothing."""
+    shared = write_adapter(home / "adapters" / "pirate", home / "models" / "tiny")
+    assert main(["adapters", "--delete", "pirate", "--json"]) == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out) == {"deleted": {"name": "pirate", "folder": str(shared)}} and said.err == ""
+
+
 def test_one_in_a_linked_models_folder_stays_where_it_lies(home: Path, capfd: Caught) -> None:
     make_checkpoint(home / "elsewhere")
     inside = write_adapter(home / "elsewhere" / "inside", home / "models" / "tiny")

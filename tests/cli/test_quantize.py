@@ -55,6 +55,16 @@ def test_what_cannot_be_is_refused_in_words(plain: Path, tmp_path: Path, options
     assert code in (1, 2) and words in said
 
 
+@pytest.mark.parametrize("name", ["nothing/here/./..", "empty", "tiny/config.json"])
+def test_a_path_without_a_model_is_bad_input_as_one_without_an_adapter(plain: Path, tmp_path: Path, name: str) -> None:
+    """A script could not tell a name that was typed wrong from a job that failed."""
+    (tmp_path / "empty").mkdir()
+    code, said = call(tmp_path, "quantize", str(tmp_path / name), "--cpu", "--plan")
+    assert code == 2 and ("is not a folder" in said or "holds no model to quantize" in said)
+    code, said = call(tmp_path, "quantize", str(plain), "--cpu", "--plan", "--adapter", str(tmp_path / name))
+    assert code == 2 and "There is no adapter" in said
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [(None, "cannot be read"), (b"\xff\xfe\x00", "no text in UTF-8"), (b"three words only", "tokens, too few")],

@@ -90,11 +90,12 @@ def test_settings_that_are_no_plain_lora_are_refused(copy: Path, changes: dict[s
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"use_rslora": "yes"}, 'has "yes" in use_rslora, which is of another kind'),
         ({"rank_pattern": [1, 2]}, "has [1, 2] in rank_pattern"),
         ({"r": 4.0}, "says rank 4.0 for model.layers.0.mlp.down_proj in r, and its matrices have 8"),
         ({"rank_pattern": {"up_proj": 4}}, "Correct rank_pattern in its adapter_config.json"),
-        ({"lora_alpha": "much"}, "has much in lora_alpha for"),
-        ({"alpha_pattern": {"up_proj": "much"}}, "has much in alpha_pattern for model.layers.0.mlp.up_proj"),
+        ({"lora_alpha": "much"}, 'has "much" in lora_alpha for'),
+        ({"alpha_pattern": {"up_proj": "much"}}, 'has "much" in alpha_pattern for model.layers.0.mlp.up_proj'),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_it_says(copy: Path, changes: dict[str, Any], words: str) -> None:

@@ -97,7 +97,7 @@ def test_a_path_without_a_model_is_named_as_it_was_given(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     for name, key in (("nosuch", "no_folder"), ("file", "no_folder"), ("empty", "no_config")):
-        with pytest.raises(CheckpointError) as raised:
+        with pytest.raises(InputError) as raised:
             folder_target(tmp_path / name)
         assert (raised.value.key, raised.value.params["folder"]) == (f"quantize_{key}", str(tmp_path / name))
         assert "under models" not in raised.value.sentence("en")
