@@ -7,7 +7,7 @@ Of each family a table tells. Layers of one kind are alike, so what most of them
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,9 +15,15 @@ from core.checkpoint.containers.registry import required_tensors
 from core.checkpoint.expert_counts import COUNTS
 from core.checkpoint.experts import count_experts, expert_matrix, first_name, missing_experts
 from core.checkpoint.families import families
-from core.checkpoint.family_tensors import family_tensors, missing_weights, unknown_weights, unlike_halves
+from core.checkpoint.family_tensors import (
+    family_tensors,
+    missing_weights,
+    told_halves,
+    unknown_weights,
+    unlike_halves,
+    unquantized,
+)
 from core.checkpoint.judgement import family_name
-from core.checkpoint.layer_halves import layer_halves
 from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import QuantizedMatrix
 from core.checkpoint.text_config import has_pictures_left_out, text_config
@@ -50,13 +56,16 @@ def refuse_unlike(
     for name in matrices:
         if f"{name}.weight".endswith(EMBEDDINGS):
             return CheckpointError("quantized_embedding", folder=model, name=name)
-    if (surplus := _more_experts(model, config, tensors)) is not None:
+    names, halves = unquantized(tensors, matrices), told_halves(config, num_layers)
+    if (surplus := _more_experts(model, config, names)) is not None:
         return surplus
-    missing = {*_missing_parts(tensors, matrices), *_missing_in_layers(config, tensors, matrices, num_layers)}
+    # Biases may be zeros that only some layers have.
+    weights = [name for name in names if name.endswith(".weight")]
+    lacking, foreign = unlike_halves(config, names, halves)
+    missing = {*_missing_parts(tensors, matrices), *lacking}
+    missing |= set(_missing_in_layers(weights, list(_alike(config, halves, num_layers))))
     missing |= set(missing_weights(config, tensors, matrices, num_layers))
-    lacking, foreign = unlike_halves(config, tensors, matrices, num_layers)
-    missing |= set(lacking)
-    missing |= set(islice(_missing_experts(config, tensors, matrices), MAX_MISSING))
+    missing |= set(islice(missing_experts(_num_experts(config), weights), MAX_MISSING))
     missing |= set(_missing_head(config, tensors, matrices))
     if missing:
         return CheckpointError("missing_weight", folder=model, name=min(missing), count=len(missing))
@@ -72,32 +81,28 @@ def _missing_parts(tensors: Collection[str], matrices: Mapping[str, QuantizedMat
         yield from required_tensors(matrix) - found
 
 
-def _missing_in_layers(
-    config: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix], num_layers: int
-) -> Iterator[str]:
+def _missing_in_layers(weights: Iterable[str], alike: Sequence[set[int]]) -> Iterator[str]:
     found: dict[str, set[int]] = defaultdict(set)
     starts: Counter[str] = Counter()
-    for name in _weights(tensors, matrices):
+    for name in weights if alike else ():
         if (match := LAYER.match(name)) is not None and expert_matrix(name) is None:
             found[name[match.end() :]].add(int(match[1]))
             starts[name[: match.start(1)]] += 1
     if len(starts) != 1:
         return
     (start,) = starts
-    for layers in _alike(config, num_layers):
+    for layers in alike:
         for ending, numbers in found.items():
             if 2 * len(layers & numbers) > len(layers):
                 yield from (f"{start}{number}.{ending}" for number in layers - numbers)
 
 
-def _alike(config: Mapping[str, Any], num_layers: int) -> Iterator[set[int]]:
-    """The numbers of layers that have the same weights; none where that is not known."""
+def _alike(config: Mapping[str, Any], halves: Sequence[tuple[str, str]], num_layers: int) -> Iterator[set[int]]:
+    """The numbers of layers that have the same weights; none where that is not known. halves: from told_halves()."""
     if _is_even(config):
         yield set(range(num_layers))
-    family = family_tensors().get(family_name(config))
-    kinds = layer_halves(text_config(config), num_layers) if family and family.halves else None
-    for kind in set(kinds or ()):
-        yield {number for number, one in enumerate(kinds or ()) if one == kind}
+    for kind in set(halves):
+        yield {number for number, one in enumerate(halves) if one == kind}
 
 
 def _missing_head(
@@ -113,18 +118,12 @@ def _missing_head(
         yield HEAD
 
 
-def _more_experts(model: str, config: Mapping[str, Any], tensors: Collection[str]) -> CheckpointError | None:
-    count, found = _num_experts(config), max(count_experts(tensors).values(), default=0)
+def _more_experts(model: str, config: Mapping[str, Any], names: Iterable[str]) -> CheckpointError | None:
+    count, found = _num_experts(config), max(count_experts(names).values(), default=0)
     if count is None or found <= count:
         return None
     name = first_name(text_config(config), COUNTS) or COUNTS[0]
     return CheckpointError("config_experts", folder=model, name=name, value=count, found=found)
-
-
-def _missing_experts(
-    config: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]
-) -> Iterator[str]:
-    yield from missing_experts(_num_experts(config), _weights(tensors, matrices))
 
 
 def _num_experts(config: Mapping[str, Any]) -> int | None:
@@ -137,10 +136,3 @@ def _num_experts(config: Mapping[str, Any]) -> int | None:
 def _is_even(config: Mapping[str, Any]) -> bool:
     family = families().get(family_name(config))
     return family is not None and family.kind not in UNEVEN_KINDS and family.name not in UNEVEN_FAMILIES
-
-
-def _weights(tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]) -> Iterator[str]:
-    """The weights by the names that they would have unquantized. Biases may be zeros that only some layers have."""
-    parts = {name for matrix in matrices.values() for name in matrix.tensors.values()}
-    yield from (name for name in tensors if name.endswith(".weight") and name not in parts)
-    yield from (f"{name}.weight" for name in matrices)

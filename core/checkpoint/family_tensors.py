@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,19 +66,32 @@ def missing_weights(
         yield from (one for one in numbered if one not in found)
 
 
-def unlike_halves(
-    config: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix], num_layers: int
-) -> tuple[list[str], list[str]]:
-    """Of families whose layers differ: the weights that layers lack by their kind, and those that lie in layers of
-    another kind, as experts in one that the configuration makes dense. By the names of the class."""
-    family = family_tensors().get(family_name(config))
-    layers = layer_halves(text_config(config), num_layers) if family and family.halves else None
-    if family is None or layers is None:
-        return [], []
-    # A bias is one beside codes too.
+def unquantized(tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+    """The names that files with these tensors would have without codes. A bias is one beside codes too."""
     parts = {part for one in matrices.values() for part in one.tensors.values() if not part.endswith(".bias")}
+    return [*(name for name in tensors if name not in parts), *(f"{name}.weight" for name in matrices)]
+
+
+def told_halves(config: Mapping[str, Any], num_layers: int) -> list[tuple[str, str]]:
+    """The two halves of each layer, of families whose layers differ. Empty for others, and where the configuration does
+    not tell."""
+    family = family_tensors().get(family_name(config))
+    return (layer_halves(text_config(config), num_layers) or []) if family and family.halves else []
+
+
+def unlike_halves(
+    config: Mapping[str, Any], names: Iterable[str], layers: Sequence[tuple[str, str]]
+) -> tuple[list[str], list[str]]:
+    """The weights that layers lack by their kind, and those that lie in layers of another kind, as experts in one that
+    the configuration makes dense. By the names of the class.
+
+    names: from unquantized(). layers: from told_halves().
+    """
+    family = family_tensors().get(family_name(config))
+    if family is None or not layers:
+        return [], []
     found: dict[int, set[str]] = defaultdict(set)
-    for name in (*(name for name in tensors if name not in parts), *(f"{name}.weight" for name in matrices)):
+    for name in names:
         if (layer := LAYER.match(name)) is not None:
             found[int(layer[1])].add(_class_name(name))
     missing, foreign = list[str](), list[str]()

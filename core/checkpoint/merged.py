@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from core.checkpoint.headers import read_json
 from core.common.errors import CheckpointError
+from core.common.files import sha256_of
 from core.common.values import is_whole
 
 FILE = "merged_adapters.json"
@@ -28,8 +28,7 @@ class MergedAdapter:
 
 def describe(name: str, weights: Path) -> MergedAdapter:
     """What is kept of the adapter `name`, whose file of weights this is. Raises OSError."""
-    size_bytes = weights.stat().st_size
-    return MergedAdapter(name, size_bytes, _sha256_of(weights))
+    return MergedAdapter(name, weights.stat().st_size, sha256_of(weights))
 
 
 def write_merged(folder: Path, merged: list[MergedAdapter]) -> None:
@@ -68,9 +67,4 @@ def _parse(value: Any) -> MergedAdapter | None:
 @lru_cache(256)
 def _sha256(weights: Path, size_bytes: int, changed_ns: int) -> str:
     """Size and time only say that nothing has changed since. Raises OSError."""
-    return _sha256_of(weights)
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(weights)

@@ -21,7 +21,7 @@ from typing import Any
 from core.bootstrap.machine_faults import fault_in_log
 from core.bootstrap.pip import DISK_FULL
 from core.common.errors import StarterError
-from core.common.files import remove, sync
+from core.common.files import remove, sha256_of, sync
 from core.common.paths import ROOT, cache_dir, models_dir
 from core.library.scan import is_model_folder
 from core.starter import source as starter_source
@@ -32,7 +32,6 @@ from core.starter.files import (
     exclusive,
     os_errors_explained,
     remove_partials,
-    sha256_of,
     sync_tree,
 )
 from core.starter.quantize import EXPECTED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -62,14 +61,6 @@ def remove_partials(folder: Path, prefix: str) -> None:
     for path in folder.iterdir():
         if path.name.startswith(prefix):
             remove(path)
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def sync_tree(folder: Path) -> None:

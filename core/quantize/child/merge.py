@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,7 +22,7 @@ from core.checkpoint.merged import MergedAdapter, describe, write_merged
 from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
 from core.common.panics import why_of
-from core.quantize.options import QuantizeOptions, merge_steps, other_copy
+from core.quantize.options import MergeStep, QuantizeOptions, merge_steps, other_copy
 from core.quantize.source import PlainModel, read_plain
 
 # What rounding to half precision may change of a number: that to bfloat16 in proportion, float16's last step otherwise.
@@ -44,11 +44,12 @@ def merge(source: Path, options: QuantizeOptions, folder: Path, report: Callable
     if folder.is_dir():
         return folder
     model = read_plain(source)
-    changes = _changes(model, options)
+    steps = merge_steps(model, options)
+    changes = _changes(model, steps)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    merged_ones = [_described(step.adapter) for step in merge_steps(model, options)]
+    merged_ones = [_described(step.adapter) for step in steps]
     for path in source.iterdir():
         if path.is_file() and not path.name.startswith(".") and path.suffix not in (SUFFIX, ".pth", ".bin", ".pt"):
             shutil.copyfile(path, partial / path.name)
@@ -76,14 +77,14 @@ def _described(adapter: AdapterShape) -> MergedAdapter:
         return describe(adapter.name, adapter.weights)
 
 
-def _changes(model: PlainModel, options: QuantizeOptions) -> dict[str, Change]:
+def _changes(model: PlainModel, steps: Iterable[MergeStep]) -> dict[str, Change]:
     """By the names that the files have for the tensors."""
     found: dict[str, Change] = {}
 
     def of(name: str) -> Change:
         return found.setdefault(model.tensors[name].stored_name or name, Change(model.is_turned(name)))
 
-    for step in merge_steps(model, options):
+    for step in steps:
         for name, matrix in step.matrices.items():
             of(f"{name}.weight").added.append((step.adapter, matrix))
         for name, copy in step.copies.items():
