@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from core.checkpoint.base_copies import COPY
 from core.checkpoint.headers import TensorInfo, read_header, unreadable
@@ -14,15 +11,15 @@ from core.common.errors import CheckpointError
 
 # So much of a file lies in memory at once.
 PIECE_BYTES = 1 << 22
-# By safetensors' name of a type: an unsigned one as wide, and the bits that are all 1 in what is no finite number. Of
-# F8_E4M3 these are all but the sign: it has NaN and nothing infinite.
-NOT_FINITE: dict[str, tuple[np.dtype[Any], int]] = {
-    "F64": (np.dtype("<u8"), 0x7FF0_0000_0000_0000),
-    "F32": (np.dtype("<u4"), 0x7F80_0000),
-    "F16": (np.dtype("<u2"), 0x7C00),
-    "BF16": (np.dtype("<u2"), 0x7F80),
-    "F8_E5M2": (np.dtype("u1"), 0x7C),
-    "F8_E4M3": (np.dtype("u1"), 0x7F),
+# By safetensors' name of a type: numpy's name of an unsigned one as wide, and the bits that are all 1 in what is no
+# finite number. Of F8_E4M3 these are all but the sign: it has NaN and nothing infinite.
+NOT_FINITE: dict[str, tuple[str, int]] = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F8_E5M2": ("u1", 0x7C),
+    "F8_E4M3": ("u1", 0x7F),
 }
 
 
@@ -42,12 +39,16 @@ def first_not_finite(weights: Path) -> str | None:
 @lru_cache(1024)
 def _first_not_finite(weights: Path, size_bytes: int, changed_ns: int) -> str | None:
     """Size and time only say that nothing has changed since. Raises OSError, CheckpointError."""
+    # The commands that look at models start without it.
+    import numpy as np
+
     tensors = {name: tensor for name, tensor in read_header(weights).items() if not COPY.match(name)}
     with weights.open("rb", buffering=0) as file:
         for name, tensor in sorted(tensors.items(), key=lambda one: one[1].begin):
             if tensor.dtype not in NOT_FINITE:
                 continue
-            wide, bits = NOT_FINITE[tensor.dtype]
+            name_of_wide, bits = NOT_FINITE[tensor.dtype]
+            wide = np.dtype(name_of_wide)
             file.seek(tensor.begin)
             for piece_bytes in _pieces(tensor):
                 data = file.read(piece_bytes)
