@@ -9,13 +9,31 @@ from typing import TYPE_CHECKING
 import pytest
 from tokenizers import Tokenizer
 
-from core.worker.decode import fused_modules
+from core.worker.decode import fused_modules, steps
+from core.worker.decode.cpu_threads import reserve_one_core
 from tests.support.checkpoints import make_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tests.support.gpu_engines import Engines
+
+
+class SteadyThreads:
+    """As many threads all the time, whatever else the machine does."""
+
+    def adapt(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session", autouse=True)
+def steady_threads() -> Iterator[None]:
+    """Sums over more threads end in another last bit. Steps over the CPU take a thread away when another process wants
+    the core, so that two answers of one test differed whenever other tests ran beside it."""
+    reserve_one_core()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "AdaptiveThreads", SteadyThreads)
+        yield
 
 
 @pytest.fixture(autouse=True)
