@@ -88,9 +88,9 @@ def draw_input(current: Chat, prompt: Prompt | DeckError | None, faces: Faces) -
     # One for all chats: another one would lose the focus. What is typed in each is kept apart by the browser.
     tag = session.tag_of(current.info)
     # What is asked of a model that sleeps waits for its load.
-    is_asleep = engine().state.asleep is not None
-    words = "placeholder" if is_ready else "placeholder_asleep" if is_asleep else "placeholder_empty"
-    st.chat_input(tr(f"chat.{words}"), key=session.INPUT_KEY, disabled=not (is_ready or is_asleep), 
+    is_asleep, is_loading = engine().state.asleep is not None, engine().state.phase == "loading"
+    end = "" if is_ready else "_asleep" if is_asleep else "_loading" if is_loading else "_empty"
+    st.chat_input(tr(f"chat.placeholder{end}"), key=session.INPUT_KEY, disabled=not (is_ready or is_asleep), 
                   accept_file="multiple", on_submit=actions.submit, args=(tag,))  # fmt: skip
     keep_place()
     keep_typed(session.INPUT_KEY, tag, session.born_tag(current.info), session.place_of(current.info), session.filled())

@@ -12,12 +12,15 @@ from typing import Any
 
 from core.chat.chat_rows import drop_asked, retitle, touch
 from core.chat.checks import chat_of, find_shown, read_tree, require_at_rest, require_chat
-from core.chat.columns import files_to_column, thought_from_column, thought_to_column, to_column
+from core.chat.columns import files_to_column, from_column, thought_from_column, thought_to_column, to_column
 from core.chat.database import ChatStoreError
 from core.chat.records import Role, State, Thought
 from core.chat.tree import Node
 from core.common.values import printable
 from core.documents.document import Document
+
+# Of an answer's stats, what each end says anew.
+HOW_IT_ENDED = ("reason", "error")
 
 
 def append(
@@ -201,8 +204,13 @@ def write_answer(
     stats: dict[str, Any] | None,
     thought: Thought | None,
 ) -> None:
-    """Write an answer's text, thought and state; `stats` None leaves those that it has. Raises ChatStoreError where it
-    is not being written any more."""
+    """Write an answer's text, thought and state; `stats` None leaves those that it has. What went on and added no token
+    keeps its figures and its model: they are those of the words. Raises ChatStoreError where it is not being written
+    any more."""
+    if stats is not None and not stats.get("tokens"):
+        row = db.execute("SELECT stats FROM messages WHERE id = ?", (message,)).fetchone()
+        before = from_column(row[0]) if row else {}
+        stats = stats | {key: value for key, value in before.items() if key not in HOW_IT_ENDED}
     written = db.execute(
         "UPDATE messages SET text = ?, thought = ?, state = ?, stats = coalesce(?, stats)"
         " WHERE id = ? AND state = 'writing'",

@@ -228,6 +228,23 @@ def test_an_answer_goes_on_where_it_ended(store: ChatStore) -> None:
     assert texts(store, chat) == ["q", "Once upon a time"] and store.read(chat).messages[1].state == "stopped"
 
 
+def test_an_answer_that_went_on_without_a_word_keeps_its_figures(store: ChatStore) -> None:
+    """A continuation that failed at once replaced the model and the speed under an answer with its own nothing."""
+    chat = store.create("instruct")
+    answer = say(store, chat, "q", "Once")[1]
+    store.reopen_answer(answer)
+    figures = {"model": "first", "tokens": 5, "tokens_per_s": 9.5}
+    store.finish_answer(answer, "Once", "done", {**figures, "reason": "length"})
+    fault = {"reason": "failed", "error": {"key": "gone", "params": {}}}
+    for state, ended in (("failed", fault), ("stopped", {"reason": "cancelled"})):
+        store.reopen_answer(answer)
+        store.finish_answer(answer, "Once", state, {"model": "other", "tokens": 0, **ended})
+        assert store.read(chat).messages[1].stats == {**figures, **ended}
+    store.reopen_answer(answer)
+    store.finish_answer(answer, "Once upon", "done", {"model": "other", "tokens": 1, "reason": "stop"})
+    assert store.read(chat).messages[1].stats == {"model": "other", "tokens": 1, "reason": "stop"}
+
+
 def test_a_notebook_is_one_text_with_its_former_states(store: ChatStore) -> None:
     chat = store.create("notebook")
     first = store.append_text(chat, "Once")

@@ -16,6 +16,7 @@ import streamlit as st
 from core.common.errors import DeckError, GpuUseError
 from core.common.paths import ROOT
 from core.engine import process
+from core.engine.protocol import EngineState
 from core.starter.build import NAME as STARTER
 from core.worker.heartbeat import BEAT_S
 from tests.support.checkpoints import make_checkpoint
@@ -248,6 +249,14 @@ def test_chat_without_a_model_leads_to_load_model(models: Path) -> None:
     tab = open_tab("3_Chat")
     assert named(tab.chat_input, "chat_input").disabled
     assert click(tab, "go_load").title[0].value == "Load model"
+
+
+def test_chat_says_that_a_model_is_being_loaded(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asked for one to be loaded, all the while that one was."""
+    assert named(open_tab("3_Chat").chat_input, "chat_input").placeholder == "Load a model to chat"
+    monkeypatch.setattr(resources.engine().local, "_state", EngineState("loading", "tiny"))
+    waiting = named(open_tab("3_Chat").chat_input, "chat_input")
+    assert waiting.disabled and waiting.placeholder == "A model is being loaded"
 
 
 def test_a_question_is_answered_and_the_address_names_the_chat(models: Path) -> None:
