@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,18 +11,36 @@ import streamlit as st
 
 from core.checkpoint.adapter_folders import list_adapters
 from core.checkpoint.checkpoint import Checkpoint
+from core.common.paths import model_name
+from core.common.values import printable
 from core.library.adapters import FoundAdapter, find_adapters, read_alone
 from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.scan import LibraryEntry, scan
+from ui.shared.i18n import tr
 from ui.shared.resources import library_entry
 
 # So many models are shown with their adapters.
 MAX_KEPT = 256
+# Whoever waits longer is told for what. Twenty models of today's sizes take half a minute on two busy cores.
+TOLD_AFTER_S = 0.5
 
 
 def models() -> list[LibraryEntry]:
-    """What core.library.scan.scan gives, without reading an unchanged folder again. Raises CheckpointError."""
-    return scan(lambda folder: library_entry(os.fsencode(folder), fingerprint(folder)))
+    """What core.library.scan.scan gives, without reading an unchanged folder again; says meanwhile what is being read.
+
+    Raises CheckpointError.
+    """
+    place, began_s = st.empty(), time.monotonic()
+
+    def read(folder: Path) -> LibraryEntry:
+        if time.monotonic() - began_s >= TOLD_AFTER_S:
+            place.markdown(f":shimmer[{tr('load.reading', name=printable(model_name(folder)))}]")
+        return library_entry(os.fsencode(folder), fingerprint(folder))
+
+    try:
+        return scan(read)
+    finally:
+        place.empty()
 
 
 def adapters_of(checkpoint: Checkpoint) -> list[FoundAdapter]:
