@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from core.checkpoint.base_copies import COPY
+from core.checkpoint.base_copies import split_copies
 from core.checkpoint.headers import TensorInfo, read_header, unreadable
 from core.common.errors import CheckpointError
 
@@ -42,7 +42,7 @@ def _first_not_finite(weights: Path, size_bytes: int, changed_ns: int) -> str | 
     # The commands that look at models start without it.
     import numpy as np
 
-    tensors = {name: tensor for name, tensor in read_header(weights).items() if not COPY.match(name)}
+    _, tensors = split_copies(read_header(weights))
     with weights.open("rb", buffering=0) as file:
         for name, tensor in sorted(tensors.items(), key=lambda one: one[1].begin):
             if tensor.dtype not in NOT_FINITE:

@@ -16,7 +16,7 @@ from typing import Any
 
 from core.checkpoint.adapter_numbers import first_not_finite
 from core.checkpoint.adapter_patterns import ModuleSettings
-from core.checkpoint.base_copies import BaseCopy, require_of_head, split_copies
+from core.checkpoint.base_copies import BaseCopy, require_outside, split_copies
 from core.checkpoint.checkpoint import FolderFiles
 from core.checkpoint.expert_adapters import expand_stack, experts_by_stack, stack_features
 from core.checkpoint.headers import TensorInfo
@@ -76,7 +76,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
     """One adapter. `matrices` by module, and `stacks` by parameter, as the adapter names them; `base_name` is what it
-    was trained on, or "". `copies` are what its file holds of the base's head.
+    was trained on, or "". `copies` are what its file holds of the base's embedding and head.
     """
 
     name: str
@@ -110,7 +110,7 @@ def is_adapter(folder: Path) -> bool:
 def read_adapter(folder: Path) -> AdapterShape:
     """The adapter in `folder`. Raises CheckpointError with the reason why it is none that can be used, as far as that
     is told without its numbers."""
-    with _faults_of_adapter(folder):
+    with faults_of_adapter(folder):
         return read_adapter_files(FolderFiles(folder), folder)
 
 
@@ -124,7 +124,7 @@ def read_sound_adapter(folder: Path) -> AdapterShape:
 def require_numbers(adapter: AdapterShape) -> None:
     """Raise CheckpointError where numbers of the adapter are none (NaN or infinite). Reads its file, unless that has
     not changed since the last time."""
-    with _faults_of_adapter(adapter.path):
+    with faults_of_adapter(adapter.path):
         tensor = first_not_finite(adapter.weights)
     if tensor is not None:
         match = TENSOR.match(tensor)
@@ -133,7 +133,7 @@ def require_numbers(adapter: AdapterShape) -> None:
 
 
 @contextmanager
-def _faults_of_adapter(folder: Path) -> Iterator[None]:
+def faults_of_adapter(folder: Path) -> Iterator[None]:
     """Raises what is wrong with any file in words for adapters."""
     try:
         yield
@@ -162,7 +162,7 @@ def read_adapter_files(files: ModelFiles, path: Path) -> AdapterShape:
     copies, others = split_copies(tensors)
     found = _matrices(name, config, others)
     matrices = {one.name: one for one in found if isinstance(one, LowRank)}
-    require_of_head(name, copies, matrices)
+    require_outside(name, copies, matrices)
     return AdapterShape(
         name=name,
         path=path,

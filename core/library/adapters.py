@@ -30,6 +30,7 @@ RANK_STEP = 8
 # Why a model cannot have an adapter that was trained on it.
 OWN_FAULTS = (
     "adapter_plain_matrix", "adapter_router", "adapter_outside", "adapter_tied_head", "adapter_nan", "adapter_merged",
+    "adapter_own_layer", "adapter_resized", "adapter_copy_unknown",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.experts import ROUTER, count_experts, expert_matrix, take_turns
 from core.checkpoint.layers import LAYER
 from core.checkpoint.low_rank import STACKED_PARAMETERS, LowRank
+from core.checkpoint.matched_copies import require_same_copies
 from core.checkpoint.merged import MergedAdapter, is_merged, read_merged
 from core.checkpoint.tied_head import HEADS, tied_head
 from core.common.errors import CheckpointError, InputError
@@ -115,8 +116,8 @@ def _stacks(checkpoint: Checkpoint) -> Iterator[tuple[str, ExpertStackSizes]]:
 def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, LowRank]:
     """What `adapter` adds to each matrix of the loaded model, by its names.
 
-    Raises CheckpointError where it is merged into the model already, was trained on another one, or changes what cannot
-    be changed at run time.
+    Raises CheckpointError where it is merged into the model already, was trained on another one, changes what cannot be
+    changed at run time, or brings an embedding or a head of its own.
     """
     if is_merged(adapter.weights, _merged(checkpoint)):
         raise CheckpointError("adapter_merged", adapter=adapter.name, base=checkpoint.name)
@@ -141,6 +142,7 @@ def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, Lo
         if name in outside or name in tied:
             key = "adapter_tied_head" if name in tied else "adapter_outside"
             raise CheckpointError(key, adapter=adapter.name, base=checkpoint.name, module=matrix.name)
+    require_same_copies(adapter, checkpoint.name, found, checkpoint.tensors, checkpoint.matrices, checkpoint.path)
     return found
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.adapters import NO_BASE, AdapterShape, match_base, read_adapter, require_numbers, with_class_names
-from core.checkpoint.base_copies import BaseCopy
+from core.checkpoint.adapters import AdapterShape, match_base, read_adapter, require_numbers, with_class_names
 from core.checkpoint.low_rank import LowRank
+from core.checkpoint.matched_copies import require_same_copies
 from core.checkpoint.tied_head import tied_head
 from core.common.errors import CheckpointError, InputError
 from core.common.paths import models_dir
-from core.common.values import printable, quoted_text
+from core.common.values import quoted_text
 from core.quantize.source import PlainModel
 
 BITS = (4, 8)
@@ -84,18 +84,18 @@ class QuantizeOptions:
 
 @dataclass(frozen=True, slots=True)
 class MergeStep:
-    """One adapter, what it adds to each of the base's matrices, and its copies of the base's tensors, by the base's
-    names."""
+    """One adapter, and what it adds to each of the base's matrices, by the base's names."""
 
     adapter: AdapterShape
     matrices: Mapping[str, LowRank] = field(repr=False)
-    copies: Mapping[str, BaseCopy] = field(default_factory=dict, repr=False)
 
 
 def merge_steps(model: PlainModel, options: QuantizeOptions) -> tuple[MergeStep, ...]:
     """What is merged into `model`, in order. Raises CheckpointError for an adapter that is not of this base."""
     steps = []
     tied = tied_head(model.tensors)
+    # Copies of one that is at a hub or in Meta's format are compared when its files are there.
+    there = model.folder if model.files else None
     for folder in options.adapters:
         adapter = read_adapter(folder)
         if adapter.changes_experts and model.has_stacked_experts:
@@ -104,29 +104,10 @@ def merge_steps(model: PlainModel, options: QuantizeOptions) -> tuple[MergeStep,
         matrices = match_base(named, model.name, {**model.linears, **tied})
         if (head := next((one for name, one in matrices.items() if name in tied), None)) is not None:
             raise CheckpointError("adapter_tied_head", adapter=adapter.name, base=model.name, module=head.name)
-        copies = _match_copies(model, adapter, matrices)
+        require_same_copies(adapter, model.name, matrices, model.tensors, folder=there)
         require_numbers(adapter)
-        steps.append(MergeStep(adapter, matrices, copies))
+        steps.append(MergeStep(adapter, matrices))
     return tuple(steps)
-
-
-def _match_copies(model: PlainModel, adapter: AdapterShape, matrices: Mapping[str, LowRank]) -> dict[str, BaseCopy]:
-    """The adapter's copies by the model's names for what they are of, of which only the shapes are known here."""
-    names = {one.name: name for name, one in matrices.items()}
-    copies = {f"{names[copy.module]}.{copy.part}": copy for copy in adapter.copies}
-    for name, copy in copies.items():
-        tensor = model.tensors.get(name)
-        if tensor is None or tensor.shape != copy.shape:
-            raise other_copy(adapter, model.name, name)
-    return copies
-
-
-def other_copy(adapter: AdapterShape, base: str, name: str) -> CheckpointError:
-    """The adapter's copy of the tensor `name` is not what `base` has there."""
-    trained_on = adapter.base_name or NO_BASE
-    return CheckpointError(
-        "adapter_base_copy", adapter=adapter.name, base=base, trained_on=trained_on, name=printable(name)
-    )
 
 
 def check_group_size(model: PlainModel, options: QuantizeOptions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,22 @@ def make_plain_with_pictures(folder: Path, family: str, text: dict[str, Any], vi
     return folder
 
 
-def make_adapter(base: Path, folder: Path, **settings: Any) -> Path:
-    """A LoRA adapter of the model in `base`, whose two matrices are random and not zero."""
+def make_adapter(
+    base: Path, folder: Path, change: Callable[[Any], object] = bool, saves_ends: bool | str = "auto", **settings: Any
+) -> Path:
+    """A LoRA adapter of the model in `base`, whose two matrices are random and not zero.
+
+    change: what the training does to the model itself; saves_ends: PEFT's save_embedding_layers.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    change(model)
     defaults = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": False}
-    get_peft_model(model, LoraConfig(**(defaults | settings))).save_pretrained(folder)
+    get_peft_model(model, LoraConfig(**(defaults | settings))).save_pretrained(folder, save_embedding_layers=saves_ends)
     return folder
 
 

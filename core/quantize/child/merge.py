@@ -16,27 +16,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from core.checkpoint.adapters import WEIGHTS, AdapterShape
-from core.checkpoint.base_copies import BaseCopy
 from core.checkpoint.low_rank import LowRank
 from core.checkpoint.merged import MergedAdapter, describe, write_merged
 from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
 from core.common.panics import why_of
-from core.quantize.options import MergeStep, QuantizeOptions, merge_steps, other_copy
+from core.quantize.options import MergeStep, QuantizeOptions, merge_steps
 from core.quantize.source import PlainModel, read_plain
-
-# What rounding to half precision may change of a number: that to bfloat16 in proportion, float16's last step otherwise.
-ROUNDING, SMALLEST = 2**-8, 2**-24
 
 
 @dataclass(slots=True)
 class Change:
-    """What is done to one tensor of the files: what adapters add, and the copies that they have of it. is_turned: it
-    lies as [in, out]."""
+    """What adapters add to one tensor of the files. is_turned: it lies as [in, out]."""
 
     is_turned: bool
     added: list[tuple[AdapterShape, LowRank]] = field(default_factory=list)
-    copies: list[tuple[AdapterShape, BaseCopy]] = field(default_factory=list)
 
 
 def merge(source: Path, options: QuantizeOptions, folder: Path, report: Callable[..., None]) -> Path:
@@ -59,8 +53,6 @@ def merge(source: Path, options: QuantizeOptions, folder: Path, report: Callable
             for name in opened.keys():
                 value = opened.get_tensor(name)
                 if (change := changes.get(name)) is not None:
-                    for adapter, copy in change.copies:
-                        _require_same(name, value, model.name, adapter, copy)
                     value = merged(name, value, change)
                 tensors[name] = value
         save_file(tensors, partial / file, metadata={"format": "pt"})
@@ -80,25 +72,12 @@ def _described(adapter: AdapterShape) -> MergedAdapter:
 def _changes(model: PlainModel, steps: Iterable[MergeStep]) -> dict[str, Change]:
     """By the names that the files have for the tensors."""
     found: dict[str, Change] = {}
-
-    def of(name: str) -> Change:
-        return found.setdefault(model.tensors[name].stored_name or name, Change(model.is_turned(name)))
-
     for step in steps:
-        for name, matrix in step.matrices.items():
-            of(f"{name}.weight").added.append((step.adapter, matrix))
-        for name, copy in step.copies.items():
-            of(name).copies.append((step.adapter, copy))
+        for module, matrix in step.matrices.items():
+            name = f"{module}.weight"
+            stored = model.tensors[name].stored_name or name
+            found.setdefault(stored, Change(model.is_turned(name))).added.append((step.adapter, matrix))
     return found
-
-
-def _require_same(name: str, value: torch.Tensor, base: str, adapter: AdapterShape, copy: BaseCopy) -> None:
-    """Raise CheckpointError where the training had other numbers in a tensor than the base has; those that were
-    rounded to another type are the same."""
-    with _explained(adapter), safe_open(adapter.weights, "pt") as opened:
-        had = opened.get_tensor(copy.name)
-    if had.shape != value.shape or not torch.allclose(had.float(), value.float(), rtol=ROUNDING, atol=SMALLEST):
-        raise other_copy(adapter, base, name)
 
 
 def merged(name: str, value: torch.Tensor, change: Change) -> torch.Tensor:
