@@ -96,6 +96,9 @@ class QuantizeProcess:
         # Nothing but the system's watch over its memory ends a process like that unasked.
         if returncode == -signal.SIGKILL:
             return DeckError("quantize_killed", log=str(self._log))
+        # What is mapped into memory ended before it was read: a library has no error for it.
+        if returncode == -signal.SIGBUS:
+            return DeckError("quantize_file_lost", log=str(self._log))
         how = signal.Signals(-returncode).name if returncode < 0 else f"exit code {returncode}"
         return DeckError("quantize_died", how=how, log=str(self._log))
 

@@ -343,6 +343,7 @@ def test_a_disk_without_room_is_told_before(
         ("RuntimeError: can't allocate memory: you tried to", "exit 1", "no_memory"),
         ("what else", "exit 3", "quantize_died"),
         ("", "kill -9 $$", "quantize_killed"),
+        ("", "kill -BUS $$", "quantize_file_lost"),
     ],
 )
 def test_the_end_of_a_process_is_explained(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,6 +21,7 @@ from core.checkpoint.merged import MergedAdapter, describe, write_merged
 from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
 from core.common.panics import why_of
+from core.quantize.child.file_errors import reading, writing
 from core.quantize.options import MergeStep, QuantizeOptions, merge_steps
 from core.quantize.source import PlainModel, read_plain
 
@@ -34,34 +35,44 @@ class Change:
 
 
 def merge(source: Path, options: QuantizeOptions, folder: Path, report: Callable[..., None]) -> Path:
-    """Write the checkpoint in `source` with all adapters merged into `folder`, which is whole or not there."""
+    """Write the checkpoint in `source` with all adapters merged into `folder`, which is whole or not there. Raises
+    DeckError, also for files that cannot be read or written."""
     if folder.is_dir():
         return folder
     model = read_plain(source)
     steps = merge_steps(model, options)
     changes = _changes(model, steps)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     merged_ones = [_described(step.adapter) for step in steps]
-    for path in source.iterdir():
-        if path.is_file() and not path.name.startswith(".") and path.suffix not in (SUFFIX, ".pth", ".bin", ".pt"):
-            shutil.copyfile(path, partial / path.name)
+    partial = folder.with_name(folder.name + ".partial")
+    with writing(partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for path in source.iterdir():
+            if path.is_file() and not path.name.startswith(".") and path.suffix not in (SUFFIX, ".pth", ".bin", ".pt"):
+                shutil.copyfile(path, partial / path.name)
     for number, file in enumerate(model.files):
-        tensors = {}
-        with safe_open(source / file, "pt") as opened:
-            for name in opened.keys():
-                value = opened.get_tensor(name)
-                if (change := changes.get(name)) is not None:
-                    value = merged(name, value, change)
-                tensors[name] = value
-        save_file(tensors, partial / file, metadata={"format": "pt"})
-        (partial / file).chmod(0o644)
+        with reading(source / file):
+            tensors = _merged_tensors(source / file, changes)
+        with writing(partial / file):
+            save_file(tensors, partial / file, metadata={"format": "pt"})
+            (partial / file).chmod(0o644)
         report((number + 1) / len(model.files))
-    # It goes on into the finished checkpoint, as all small files do.
-    write_merged(partial, merged_ones)
-    os.rename(partial, folder)
+    with writing(partial):
+        # It goes on into the finished checkpoint, as all small files do.
+        write_merged(partial, merged_ones)
+        os.rename(partial, folder)
     return folder
+
+
+def _merged_tensors(file: Path, changes: Mapping[str, Change]) -> dict[str, torch.Tensor]:
+    """All tensors of one of the source's files. Raises OSError, SafetensorError where that cannot be read."""
+    tensors = {}
+    with safe_open(file, "pt") as opened:
+        for name in opened.keys():
+            value = opened.get_tensor(name)
+            change = changes.get(name)
+            tensors[name] = value if change is None else merged(name, value, change)
+    return tensors
 
 
 def _described(adapter: AdapterShape) -> MergedAdapter:
