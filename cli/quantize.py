@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from cli.download import progress_text as download_text
@@ -34,6 +35,7 @@ from core.quantize.job import QuantizeJob
 from core.quantize.options import (
     BITS,
     DEFAULT_GROUP_SIZE,
+    MergeStep,
     QuantizeOptions,
     check_group_size,
     check_name,
@@ -88,6 +90,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
         check_calibration(options.calibration, target.tokenizer_folder)
     plan = plan_job(target.model, options, device, target.is_meta)
     show_plan(target, options, plan, devices, device, terminal)
+    show_parts(name, steps, options, terminal)
     if arguments.plan:
         return 0
     folder = make(target, options, device, name, terminal)
@@ -160,6 +163,21 @@ def show_plan(
             out.say("quantize_fits", choices="; ".join(choice.label for choice in fitting))
         else:
             out.say("quantize_fits_not")
+
+
+def show_parts(name: str, steps: Sequence[MergeStep], options: QuantizeOptions, out: Terminal) -> None:
+    """Where the result will lie, and what is made of it beside the model."""
+    out.say("quantize_into", folder=printable(str(models_dir() / name)))
+    merges = (
+        out.text("quantize_merge", adapter=one.name, rank=one.rank, folder=printable(str(one.path)))
+        for one in (step.adapter for step in steps)
+    )
+    if steps:
+        out.say("quantize_merges", adapters=", ".join(merges))
+    if options.calibration is None:
+        out.say("quantize_calibrated_set")
+    else:
+        out.say("quantize_calibrated", file=printable(str(options.calibration)))
 
 
 def make(target: Target, options: QuantizeOptions, device: str, name: str, terminal: Terminal) -> Path | None:

@@ -38,6 +38,20 @@ def test_the_plan_is_told_in_both_languages(plain: Path, tmp_path: Path) -> None
     assert not (tmp_path / "models").exists()
 
 
+def test_the_plan_names_where_the_result_lies_and_what_it_is_made_of(plain: Path, tmp_path: Path) -> None:
+    """A person who named three adapters saw none of them again before hours of work."""
+    arguments = ("quantize", str(plain), "--group-size", "32", "--plan", "--cpu")
+    code, said = call(tmp_path, *arguments)
+    assert code == 0 and f"The result will lie in {tmp_path}/models/Tiny-1M-GPTQ-4bit-32g." in said
+    assert "calibrated on the set that ships" in said and "Merged" not in said
+    poet, pirate = (make_adapter(plain, tmp_path / name) for name in ("poet", "pirate"))
+    (tmp_path / "own.txt").write_text("Some words of my own. " * 2000, "utf-8")
+    code, said = call(tmp_path, *arguments, "--adapter", str(poet), "--adapter", str(pirate),
+                      "--calibration", str(tmp_path / "own.txt"))  # fmt: skip
+    assert code == 0 and f"in this order: poet (rank 8, {poet}), pirate (rank 8, {pirate})." in said
+    assert f"calibrated on your text {tmp_path}/own.txt." in said and "Tiny-1M-poet-pirate-GPTQ-4bit-32g." in said
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

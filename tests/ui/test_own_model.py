@@ -19,6 +19,7 @@ from tests.support.pages import click, open_tab, run, words
 from tests.support.plain_models import make_adapter, make_plain
 from tests.support.widgets import named
 from ui.shared import resources
+from ui.shared.markdown import escape
 
 RUNS = 300
 
@@ -135,7 +136,7 @@ def keys(tab: AppTest) -> list[str]:
 @pytest.mark.parametrize(("locale", "needs"), [("en-US", "of disk meanwhile"), ("zh-CN", "期间占用")])
 def test_the_plan_and_the_verdict_come_before_the_button(models: Path, locale: str, needs: str) -> None:
     tab = group(open_form(locale), 32)
-    assert needs in words(tab) and "Tiny-1M-GPTQ-4bit-32g" in words(tab)
+    assert needs in words(tab) and escape(f"{models}/Tiny-1M-GPTQ-4bit-32g") in words(tab)
     assert "own_begin" in keys(tab)
 
 
@@ -171,6 +172,7 @@ def test_an_adapter_is_chosen_by_name_and_is_in_the_results_name(models: Path) -
     tab = group(open_form(), 32)
     tab.multiselect(key="own_adapters").set_value(["pirate"])
     assert "Tiny-1M-pirate-GPTQ-4bit-32g" in words(settle(run(tab)))
+    assert "first, in this order: pirate. It is calibrated on the set that ships." in words(tab)
 
 
 def test_a_job_runs_beside_the_downloads_and_says_what_was_lost(models: Path) -> None:

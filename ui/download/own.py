@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from core.quantize.options import (
     BITS,
     DEFAULT_GROUP_SIZE,
     GROUP_SIZES,
+    MergeStep,
     QuantizeOptions,
     check_group_size,
     check_name,
@@ -234,6 +236,7 @@ def draw_plan(target: Target, options: QuantizeOptions) -> None:
         redraw_alone(draw_choice, result, devices, f"own_{name}")
     with st.container(border=True):
         _draw_needs(plan, device, free_bytes(devices[int(device[5:])]) if device != "cpu" else 0)
+        _draw_parts(name, steps, options)
         st.button(tr("own.begin"), key="own_begin", icon=":material/compress:", type="primary", width="stretch",
                   on_click=_begin, args=(Choice(target, options, name, device),))  # fmt: skip
         if refused := st.session_state.pop(ERROR_KEY, None):
@@ -275,6 +278,15 @@ def _draw_needs(plan: QuantizePlan, device: str, free_vram_bytes: int) -> None:
     if plan.vram_bytes > free_vram_bytes and device != "cpu":
         st.warning(tr("own.vram", free=size_words(free_vram_bytes)), icon=":material/memory:")
     st.caption(tr("own.resumes") if plan.resumes else tr("own.begins_anew"))
+
+
+def _draw_parts(name: str, steps: Sequence[MergeStep], options: QuantizeOptions) -> None:
+    """Where the result will lie, and what is made of it beside the model."""
+    words = [tr("own.into", folder=printable(str(models_dir() / name)))]
+    if steps:
+        words.append(tr("own.merges", adapters=", ".join(step.adapter.name for step in steps)))
+    words.append(tr("own.calibrated_set" if options.calibration is None else "own.calibrated"))
+    st.caption(" ".join(words))
 
 
 def _begin(choice: Choice) -> None:
