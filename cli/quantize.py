@@ -196,12 +196,24 @@ def make(target: Target, options: QuantizeOptions, device: str, name: str, termi
         queue.close()
     state = job.snapshot()
     if state.error is not None:
+        show_left(state, terminal)
         raise state.error
     assert state.result is not None
     terminal.say("quantize_done", folder=printable(str(models_dir() / name)))
     for key, words in (loss_words(state.result), answer_words(state.result, options, terminal.language)):
         terminal.write(translate(terminal.language, f"quantize.{key}", **words))
     return models_dir() / name
+
+
+def show_left(state: QuantizeState, terminal: Terminal) -> None:
+    """Where the half-made work of a job that failed lies, and what can be done with it."""
+    if not state.left:
+        return
+    for one in state.left:
+        terminal.say("quantize_left", folder=printable(str(one.folder)), size=size_text(one.num_bytes))
+    command = f"./llamadeck {shlex.join(sys.argv[1:])}"
+    removal = shlex.join(["rm", "-r", *(str(one.folder) for one in state.left)])
+    terminal.say("quantize_left_next", command=command, removal=removal)
 
 
 def stop(queue: QuantizeQueue, job: QuantizeJob, terminal: Terminal) -> None:

@@ -64,6 +64,16 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
 
 
+def folder_bytes(folder: Path) -> int:
+    """What the files in a folder and below have together, as far as they can be looked at; of a link nothing."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed writes from `folder`: they may hold secrets that were revoked since."""
     try:

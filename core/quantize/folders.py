@@ -7,13 +7,15 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from core.common.errors import DeckError
-from core.common.files import remove, sync
+from core.common.files import folder_bytes, remove, sync
 from core.common.paths import models_dir
 from core.common.values import printable
-from core.hub.folders import MARGIN_BYTES
+from core.hub.folders import MARGIN_BYTES, ModelFolders
+from core.hub.source import Source, folder_name
 
 PREFIX = ".quantize-"
 LOCK, LOG = ".lock", "build.log"
@@ -65,6 +67,23 @@ def is_locked(name: str) -> bool:
     except OSError:
         return True
     return False
+
+
+@dataclass(frozen=True, slots=True)
+class LeftFolder:
+    """What a job that failed has on the disk."""
+
+    folder: Path
+    num_bytes: int
+
+
+def left_folders(name: str, source: Source | None) -> tuple[LeftFolder, ...]:
+    """What there is of a job, and of what was fetched for it."""
+    places = [job_folder(name)]
+    if source is not None:
+        fetched = ModelFolders(sources_folder(), folder_name(source))
+        places += [fetched.unfinished, fetched.finished]
+    return tuple(LeftFolder(place, folder_bytes(place)) for place in places if place.is_dir())
 
 
 def remove_job(name: str) -> None:

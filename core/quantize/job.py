@@ -63,6 +63,7 @@ class QuantizeJob:
         self._download: DownloadJob | None = None
         self._error: DeckError | None = None
         self._result: dict[str, Any] | None = None
+        self._left: tuple[folders.LeftFolder, ...] = ()
         self._resumes = False
 
     @property
@@ -102,6 +103,7 @@ class QuantizeJob:
                 error=self._error,
                 result=self._result if self._phase == "done" else None,
                 download=self._download.snapshot() if self._download is not None else None,
+                left=self._left if self._phase == "failed" else (),
             )
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -278,7 +280,7 @@ class QuantizeJob:
             folders.remove_source(folders.sources_folder() / name)
 
     def _fail(self, error: DeckError) -> None:
-        """What is refused leaves nothing behind but its log, if the process had begun."""
+        """What is refused leaves nothing behind. Once the process had begun, its half-made work stays."""
         self._error = error
         try:
             folder = folders.job_folder(self.id)
@@ -287,6 +289,7 @@ class QuantizeJob:
                     remove(folder)
         except DeckError as another:
             log.warning("%s: %s", self.name, another)
+        self._left = folders.left_folders(self.id, self.source)
         self._end("failed")
 
     def _end(self, phase: Phase) -> None:

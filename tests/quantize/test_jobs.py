@@ -115,6 +115,8 @@ def test_what_failed_says_why_and_can_be_tried_again(
     assert job.wait(30)
     error = job.snapshot().error
     assert job.phase == "failed" and error is not None and error.key == "quantize_no_numbers"
+    (left,) = job.snapshot().left
+    assert left.folder == folders.job_folder(job.id) and left.num_bytes > 0
     assert scan() == [] or not [entry for entry in scan() if entry.folder.parent == models]
     queue.forget(job.id)
     assert (queue.jobs, list(models.iterdir())) == ((), [])

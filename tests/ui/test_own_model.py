@@ -203,5 +203,6 @@ def test_what_failed_says_why_and_can_be_tried_again(models: Path) -> None:
     FakeProcess.error = CheckpointError("quantize_no_numbers")
     FakeProcess.go_on.set()
     tab = until(click(group(open_form(), 32), "own_begin"), "computes no numbers")
+    assert escape(f"{models}/.quantize-Tiny-1M-GPTQ-4bit-32g") in words(tab) and "*Dismiss* deletes it" in words(tab)
     FakeProcess.error = None
     until(click(tab, "own_resume_Tiny-1M-GPTQ-4bit-32g"), "It loses 2.0 %")

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import streamlit as st
 
 from core.common.errors import DeckError
+from core.common.values import printable
 from core.quantize.answer import answer_words
 from core.quantize.card import loss_words
 from core.quantize.job import QuantizeJob
 from core.quantize.progress import Phase, QuantizeState
 from ui.download.jobs import duration, progress_words
+from ui.load.disk import size_words
 from ui.shared.engine_status import load
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
@@ -67,6 +69,10 @@ def _draw_state(job: QuantizeJob, drawn: Phase) -> None:
             st.markdown(tr(f"quantize.{key}", **words))
     if state.error is not None:
         show_error(state.error)
+    if state.left:
+        size = size_words(sum(one.num_bytes for one in state.left))
+        places = ", ".join(printable(str(one.folder)) for one in state.left)
+        st.caption(tr("own.left", folder=places, size=size))
 
 
 def phase_words(state: QuantizeState) -> str:
