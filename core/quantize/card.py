@@ -14,6 +14,8 @@ from core.quantize.job_file import JobFile
 RESULT = "quantize_result.json"
 # In percent: a few thousand tokens tell no less.
 SMALLEST_LOSS = 0.05
+# A model whose perplexity is this share of its number of tokens guesses: one that learnt anything has far less.
+GUESSING = 0.9
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
@@ -36,11 +38,23 @@ def loss_text(percent: float) -> str:
     return f"{percent:.0f}" if percent >= 10 else f"{percent:.1f}"
 
 
+def is_guessing(result: Mapping[str, Any]) -> bool:
+    """Whether the model knew nothing of any held-out text before it was quantized: its weights are random."""
+    before, num_tokens = result["before"], result.get("num_tokens")
+    return bool(before) and num_tokens is not None and min(before.values()) >= GUESSING * num_tokens
+
+
 def loss_words(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     """What to say of the loss: the key of a sentence under "quantize", and its values."""
     percent = loss_percent(result)
     if percent is None:
         return "loss_unmeasured", {"why": result["unmeasured"]}
+    if is_guessing(result):
+        # A perplexity has no upper end: one of 1e300 is no number to read.
+        return "loss_guessing", {
+            "perplexity": f"{min(result['before'].values()):.4g}",
+            "count": str(result["num_tokens"]),
+        }
     loss = loss_text(percent)
     return ("loss", {"loss": loss}) if loss else ("loss_none", {})
 
@@ -71,5 +85,7 @@ def card_text(job: JobFile, result: Mapping[str, Any]) -> str:
         lines += ["", "| perplexity on held-out text | before | after |", "|---|---|---|"]
     for name, before in result["before"].items():
         lines.append(f"| {LANGUAGES.get(name, name)} | {before:.3f} | {result['after'][name]:.3f} |")
+    if is_guessing(result):
+        lines += ["", f"The base model guesses among its {result['num_tokens']} tokens, so that this says little."]
     lines += ["", "What the base model's licence says holds for this one too.", ""]
     return "\n".join(lines)

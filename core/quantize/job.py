@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from core.checkpoint.vocabulary import num_tokens
 from core.checkpoint.weight_files import ModelFiles
 from core.common.errors import DeckError
 from core.common.files import remove
@@ -197,7 +198,9 @@ class QuantizeJob:
         self._raise_if_stopped()
         with folders.errors_explained(folder):
             # The engine's own judgement, as a load would have it.
-            read_checkpoint(folder / "out").require_runs()
+            made = read_checkpoint(folder / "out")
+            made.require_runs()
+            result["num_tokens"] = num_tokens(made)
         result["first_words"] = self._ask(folder / "out", result["prompt"])
         self._raise_if_stopped()
         self._told({"stage": "place", "fraction": 0.0})

@@ -40,7 +40,7 @@ def test_a_model_with_an_adapter_is_made_while_the_tab_is_closed(browser: Browse
         page.close()
 
         later = open_page(browser, url, "Downloads")
-        expect(key(later, CARD)).to_contain_text("It loses", timeout=MADE_MS)
+        expect(key(later, CARD)).to_contain_text("knows nothing of language", timeout=MADE_MS)
         key(later, f"own_load_{NAME}").get_by_role("button").click()
         expect(later.get_by_text(NAME).first).to_be_visible(timeout=WAIT_MS)
         later.close()

@@ -127,7 +127,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(plain: Path, tmp
     assert first.wait(60) == 1 and "Stopped; what is done is kept." in said
     assert [path.name for path in (tmp_path / "models").iterdir()] == [".quantize-mine"]
     code, said = call(tmp_path, *arguments)
-    assert code == 0 and "%" in said and "The capital of France is”, it says:" in said, said
+    assert code == 0 and "knows nothing of language" in said and "The capital of France is”, it says:" in said, said
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"]
     made = read_checkpoint(tmp_path / "models" / "mine")
     made.require_runs()

@@ -208,6 +208,23 @@ def test_finer_numbers_are_advised_only_where_rougher_ones_may_be_why_it_is_sile
     assert key == "answer_bad" and advice in words["advice"] and "8 bit" not in words["reason"]
 
 
+def test_a_model_that_guesses_is_told_as_that_and_not_by_what_it_lost(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path
+) -> None:
+    """One of random weights was told to lose 0.3 %, as if it had anything to lose."""
+
+    class Guessing(FakeProcess):
+        def run(self, tell: Told) -> dict[str, Any]:
+            return super().run(tell) | {"before": {"en": 384.4, "zh": 391.0}, "after": {"en": 385.6, "zh": 390.0}}
+
+    job = make_queue(Guessing).add(folder_target(plain), OPTIONS, "cpu")
+    assert job.wait(30)
+    result = job.snapshot().result
+    assert result is not None and loss_words(result) == ("loss_guessing", {"perplexity": "384.4", "count": "384"})
+    assert "guesses among its 384 tokens" in (models / job.id / "README.md").read_text()
+    assert loss_words(result | {"before": {"en": 40.0, "zh": 391.0}})[0] == "loss"
+
+
 def test_a_model_whose_class_cannot_be_measured_is_kept(
     make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path
 ) -> None:
