@@ -71,6 +71,7 @@ SHAPES = {
     "api_model_library": HttpErrorShape(404, INVALID, "model_not_found", "model"),
     "api_model_gone": HttpErrorShape(404, INVALID, "model_not_found", "model"),
     "api_adapter": HttpErrorShape(404, INVALID, "model_not_found", "model"),
+    "api_adapter_unnamed": HttpErrorShape(404, INVALID, "model_not_found", "model"),
     **dict.fromkeys(ADAPTER_FAULTS, HttpErrorShape(400, INVALID, "adapter", "model")),
     "api_character_completion": HttpErrorShape(400, INVALID, "unsupported_model", "model"),
     "api_no_infill": HttpErrorShape(400, INVALID, "unsupported_parameter", "suffix"),

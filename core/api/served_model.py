@@ -69,7 +69,7 @@ class ServedModel:
         folder = _adapter_folder(wanted, self.model.folder) if self.has_room else None
         if folder is None and other_names() == "any":
             return self, name
-        if folder is None and not self.has_room:
+        if folder is None and not self.has_room and wanted.strip():
             raise ApiError("adapters_no_room", adapter=printable(wanted[:MAX_SHOWN_CHARS]))
         if folder is None:
             raise _no_adapter(wanted, self.name, self.adapters)
@@ -106,6 +106,8 @@ def _adapter_folder(name: str, model: Path | None) -> Path | None:
 
 def _no_adapter(name: str, model: str, known: list[Path]) -> ApiError:
     names = ", ".join(one.name for one in known) or "-"
+    if not name.strip():
+        return ApiError("api_adapter_unnamed", loaded=model, known=names)
     return ApiError("api_adapter", name=printable(name[:MAX_SHOWN_CHARS]), loaded=model, known=names)
 
 

@@ -102,6 +102,8 @@ def folder_of(name: str) -> Path:
     """The folder of the model that is called `name`, also of one that cannot be loaded. Raises InputError."""
     names = [entry.name for entry in scan()]
     if name not in names or not is_plain_name(name):
+        if (model := name.rstrip(" ").removesuffix(":")) != name.rstrip(" ") and model in names:
+            raise InputError("unknown_model_colon", name=printable(name), model=model)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
         if not near:
             raise InputError("unknown_model_of_none", name=printable(name))

@@ -67,6 +67,17 @@ def test_an_adapter_that_is_not_there_is_named_with_those_that_are(url: str) -> 
     assert refused.status_code == 404 and "poet" in error(refused)["message"] and "pirate" in error(refused)["message"]
 
 
+@pytest.mark.parametrize("room", [AdapterRoom(1, 8), AdapterRoom()])
+def test_a_colon_without_an_adapter_is_told_as_that(
+    api_home: Path, runner: Runner, url: str, room: AdapterRoom
+) -> None:
+    """It was told that the model has no adapter of no name, or no room for it."""
+    runner.load(api_home / "models" / MODEL, adapters=room)
+    assert runner.wait_while_loading(WAIT_S).phase == "ready"
+    refused = httpx2.post(f"{url}/v1/completions", json={"model": f"{MODEL}:", "prompt": "hello"}, timeout=WAIT_S)
+    assert refused.status_code == 404 and f"missing after “{MODEL}:”" in error(refused)["message"]
+
+
 def test_an_adapter_without_room_is_not_listed(url: str, api_home: Path) -> None:
     """Each request for it got an error."""
     folder = write_adapter(api_home / "adapters" / "large", api_home / "models" / MODEL, rank=16)
@@ -94,6 +105,7 @@ def test_a_model_without_room_says_how_to_make_some(api_home: Path, runner: Runn
             for path in (
                 "checkpoint/adapters",
                 "checkpoint/adapter_patterns",
+                "checkpoint/matched_copies",
                 "memory/adapter_room",
                 "worker/adapter_reader",
             )

@@ -252,6 +252,8 @@ def test_an_adapter_that_cannot_answer_takes_no_models_place(url: str, runner: R
         missing.status_code == 404 and "fits" in error(missing)["message"] and "wide" not in error(missing)["message"]
     )
     assert wrong.status_code == 400 and "128 x 128" in error(wrong)["message"]
+    unnamed = ask(url, f"{OTHER}:")
+    assert unnamed.status_code == 404 and f"missing after “{OTHER}:”" in error(unnamed)["message"]
     broken = write_adapter(models.parent / "adapters" / "broken", models / OTHER)
     (broken / ADAPTER_CONFIG).write_text('{"r": 4,', "utf-8")
     unread = ask(url, f"{OTHER}:broken")

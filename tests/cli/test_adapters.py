@@ -55,6 +55,13 @@ def test_an_adapter_is_fetched_listed_and_deleted(home: Path, capfd: Caught) -> 
     assert "--adapter" in capfd.readouterr().out
 
 
+def test_a_model_with_a_colon_behind_it_is_told_as_that(capfd: Caught) -> None:
+    """No model was called so, and the nearest name was that of the model that was meant."""
+    for command in (["adapters", "tiny:"], ["run", "--model", "tiny:"]):
+        assert main(command) == 2
+        assert "“tiny:” ends in a colon" in capfd.readouterr().err
+
+
 def test_one_of_another_base_is_told_when_it_is_fetched(home: Path, capfd: Caught) -> None:
     make_checkpoint(home / "wide", Recipe(hidden=128))
     write_adapter(home / "hub" / "me" / "wide" / "main", home / "wide", base="me/wide")
