@@ -13,7 +13,7 @@ from cli.fit_report import as_object, show
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, EngineError, InputError
-from core.common.paths import models_dir
+from core.common.paths import models_dir, without_dots
 from core.common.terminal import Terminal
 from core.common.values import printable, quoted_text
 from core.gpu.known_gpus import also_meant, lookup, split_count
@@ -225,8 +225,8 @@ def find_folder(target: str) -> Path | None:
     """The folder that `target` names, or None where it can only be a repository's name."""
     path = os.path.expanduser(target)
     if path in (".", "..") or path.startswith(FOLDER_STARTS):
-        return Path(os.path.abspath(path))
-    places = [locate(path), Path(os.path.abspath(path))] if path.strip() else []
+        return without_dots(Path(path).absolute())
+    places = [locate(path), without_dots(Path(path).absolute())] if path.strip() else []
     return next((place for place in places if os.path.isdir(place)), None)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from core.checkpoint.adapters import is_adapter
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import InputError
-from core.common.paths import adapters_dir, typed_path
+from core.common.paths import adapters_dir, typed_path, without_dots
 from core.common.values import printable, quoted_text
 
 
@@ -22,7 +22,7 @@ def find_adapter(text: str, base: Path | None = None) -> Path:
     found = next((place for place in places if is_adapter(place)), None)
     if found is None:
         raise InputError("adapter_unknown", name=quoted_text(text), folder=printable(str(adapters_dir())))
-    return found
+    return without_dots(found)
 
 
 def list_adapters(base: Path | None = None) -> list[Path]:

@@ -38,6 +38,12 @@ def typed_path(text: str) -> Path | None:
     return path
 
 
+def without_dots(path: Path) -> Path:
+    """`path`, or where it leads if ".." is among its names: what lies there is not called so, and behind a link ".." is
+    the parent of what the link leads to."""
+    return Path(os.path.realpath(path)) if ".." in path.parts else path
+
+
 def model_name(folder: Path) -> str:
     """What a model is called: like its folder, or OWNER_NAME@COMMIT, shortened, for one in Hugging Face's cache."""
     repo = cached_repo(folder)

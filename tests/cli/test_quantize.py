@@ -70,6 +70,20 @@ def test_what_cannot_be_is_refused_in_words(plain: Path, tmp_path: Path, options
     assert code in (1, 2) and words in said
 
 
+def test_a_path_with_dots_is_followed_before_its_name_is_used(plain: Path, tmp_path: Path) -> None:
+    """An adapter that was named so gave its result the name "Tiny-1M-..", and was called ".." in sentences."""
+    adapter = make_adapter(plain, tmp_path / "poet")
+    (adapter / "runs").mkdir()
+    (plain / "runs").mkdir(exist_ok=True)
+    # The parent of what the link leads to is the adapter, that of the link is not.
+    (tmp_path / "link").symlink_to(adapter / "runs")
+    for dotted in (adapter / "runs" / "..", tmp_path / "link" / ".."):
+        code, said = call(tmp_path, "quantize", f"{plain}/runs/..", "--group-size", "32", "--plan", "--cpu",
+                          "--adapter", str(dotted))  # fmt: skip
+        assert code == 0 and "Tiny-1M (" in said and "/Tiny-1M-poet-GPTQ-4bit-32g." in said
+        assert f"in this order: poet (rank 8, {adapter})." in said
+
+
 @pytest.mark.parametrize("name", ["nothing/here/./..", "empty", "tiny/config.json"])
 def test_a_path_without_a_model_is_bad_input_as_one_without_an_adapter(plain: Path, tmp_path: Path, name: str) -> None:
     """A script could not tell a name that was typed wrong from a job that failed."""

@@ -168,6 +168,12 @@ def test_what_is_typed_and_is_nothing_is_refused_in_words(models: Path) -> None:
         assert "There is no folder" in words(open_form(model=typed))
 
 
+def test_a_path_with_dots_is_followed_before_its_name_is_used(models: Path) -> None:
+    (models / "Tiny-1M" / "runs").mkdir()
+    tab = group(open_form(model=f"{models}/Tiny-1M/runs/.."), 32)
+    assert "**Tiny-1M-GPTQ-4bit-32g**" in words(tab) and ".." not in words(tab)
+
+
 def test_an_adapter_is_chosen_by_name_and_is_in_the_results_name(models: Path) -> None:
     tab = group(open_form(), 32)
     tab.multiselect(key="own_adapters").set_value(["pirate"])

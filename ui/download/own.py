@@ -13,7 +13,7 @@ from core.checkpoint.adapters import is_other_base
 from core.checkpoint.experts import expert_matrix
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.host_memory import available_bytes
-from core.common.paths import adapters_dir, models_dir, typed_path
+from core.common.paths import adapters_dir, models_dir, typed_path, without_dots
 from core.common.values import printable, quoted_text
 from core.hub.source import read_source
 from core.hub.tokens import token_for
@@ -144,7 +144,7 @@ def _folder(chosen: str, found: list[str]) -> Path | None:
         raise InputError("quantize_path", folder=str(models_dir()))
     if (path := typed_path(chosen)) is None:
         raise InputError("quantize_target", name=quoted_text(chosen))
-    return path
+    return without_dots(path)
 
 
 def draw_options(target: Target) -> QuantizeOptions | None:
