@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 from transformers.models.ernie4_5_moe import modeling_ernie4_5_moe as ernie
-from transformers.models.glm4_moe import modeling_glm4_moe as glm
+from transformers.models.glm4_moe import Glm4MoeConfig
+from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeMoE
 from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2
 from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3
@@ -58,8 +59,9 @@ BLOCKS = {
     "qwen3_moe, not normalized": lambda: qwen3_block(False),
     "qwen2_moe": lambda: qwen2.Qwen2MoeSparseMoeBlock(qwen2.Qwen2MoeConfig(**QWEN2, **SIZES)),
     "mixtral": lambda: mixtral.MixtralSparseMoeBlock(mixtral.MixtralConfig(num_local_experts=NUM_EXPERTS, **SIZES)),
-    "glm4_moe": lambda: glm.Glm4MoeMoE(glm.Glm4MoeConfig(routed_scaling_factor=2.5, **GLM, **SIZES)),
-    "glm4_moe, in groups": lambda: glm.Glm4MoeMoE(glm.Glm4MoeConfig(**GLM | GROUPS, **SIZES)),
+    # transformers' own class, whose name gptqmodel gives to another one in a process that loads such a model.
+    "glm4_moe": lambda: Glm4MoeMoE(Glm4MoeConfig(routed_scaling_factor=2.5, **GLM, **SIZES)),
+    "glm4_moe, in groups": lambda: Glm4MoeMoE(Glm4MoeConfig(**GLM | GROUPS, **SIZES)),
     "ernie4_5_moe": lambda: ernie.Ernie4_5_MoeSparseMoeBlock(ernie.Ernie4_5_MoeConfig(**ERNIE, **SIZES)),
 }
 RULES = {
