@@ -113,7 +113,8 @@ def run_of(label: str, matrices: list[PackedMatrix], rows: int) -> Callable[[], 
         small = kernels_for(DTYPE, FORMAT, device)
         return lambda: for_each(matrices, lambda one: small.multiply(one, x))
     if label.startswith("cuBLAS"):
-        plain = [torch.empty((one.outputs, one.inputs), dtype=DTYPE, device=device) for one in matrices[:3]]
+        # Drawn: tensor cores are faster with zeros, which take less of the card's power.
+        plain = [torch.randn((one.outputs, one.inputs), dtype=DTYPE, device=device) for one in matrices[:3]]
         return lambda: for_each(range(len(matrices)), lambda place: x @ plain[place % len(plain)].t())
     gemm, tile = FusedDequantGemm(DTYPE, FORMAT, device), tile_of(label, rows)
     swizzled = gemm.permute_rows(matrices[0], x)

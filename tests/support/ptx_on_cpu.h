@@ -304,6 +304,23 @@ inline void barrier_cluster_arrive_release_barrier_cluster_wait_acquire() {
     Cluster& own = *fiber->block->cluster;
     wait(own.all, (int)(own.blocks.size() * fiber->block->warps.size() * 32));
 }
+inline void fence_mbarrier_init_release_cluster() {}
+// `run` of a block of the cluster, as if its threads ran it.
+template <class Run> void in_cluster(int rank, Run run) {
+    Block* own = fiber->block;
+    fiber->block = own->cluster->blocks[rank], run(), fiber->block = own;
+}
+inline void mbarrier_arrive_shared_cluster_b64(u32 at) {
+    in_cluster(at >> 24, [&] { mbarrier_arrive_shared_b64(at & 0xffffff); });
+}
+inline void cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes_multicast_cluster(
+    u32 to, const void* from, int size, u32 barrier, u16 ranks) {
+    for (int rank = 0; ranks >> rank; rank++)
+        if (ranks >> rank & 1)
+            in_cluster(rank, [&] {
+                cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes(to, from, size, barrier);
+            });
+}
 inline void bar_sync(int barrier, int count) { wait(fiber->block->named[barrier], count); }
 }  // namespace ptx
 
@@ -325,7 +342,7 @@ inline void resume(Fiber& one) {
     if (!_setjmp(scheduler)) _longjmp(one.here, 1);
 }
 // Run `kernel` with pointers to its arguments, in blocks of `num_threads`, of which `most_blocks` run at once, in their
-// order. False where all threads that may run wait.
+// order, and those of a row of the grid always. False where all threads that may run wait.
 extern "C" bool launch(void (*kernel)(void**), const u32* size, int num_threads, int shared_bytes, u32 most_blocks,
                        void** arguments) {
     grid = {size[0], size[1], size[2]};
@@ -352,7 +369,9 @@ extern "C" bool launch(void (*kernel)(void**), const u32* size, int num_threads,
     size_t left = used;
     for (u32 turns = 0; left && turns < MOST_IDLE_TURNS; turns++) {
         u32 running = 0;
-        for (size_t of = 0; of < blocks.size() && running < most_blocks; of++) {
+        for (size_t of = 0; of < blocks.size(); of++) {
+            // Those of a cluster always run at once.
+            if (of % size[0] == 0 && running >= most_blocks) break;
             if (!left_of[of]) continue;
             running++;
             for (int thread = 0; thread < num_threads; thread++) {

@@ -66,7 +66,7 @@ def test_a_block_of_threads_has_room(rows: int, tile: PrefillTile, bits: int, gr
     # Each also takes a kilobyte of the 228 that a multiprocessor has.
     assert shared_bytes(tile, CodeFormat(bits, group_size, has_zeros), rows) + 1024 <= MOST_SHARED_BYTES
     # So has what it adds up for another.
-    assert tile.outputs * tile.row_tiles * rows * 4 <= PREFILL_PARTIAL_SUM_BYTES
+    assert tile.outputs // tile.cluster * tile.row_tiles * rows * 4 <= PREFILL_PARTIAL_SUM_BYTES
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(1, 32), (32, 32), (33, 64), (64, 64), (65, 128), (4096, 128)])

@@ -80,6 +80,7 @@ class GraphSteps:
         self.is_recorded = is_recorded
         self.num_slots = model.cache.num_slots
         self.has_states = model.cache.has_states
+        self.has_adapters = model.adapters is not None
         self.context_tokens = model.cache.context_tokens
         self.vocabulary = model.vocabulary
         assert isinstance(model.cache, PagedCache)

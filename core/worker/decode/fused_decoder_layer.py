@@ -19,7 +19,12 @@ from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH
 
 class FusedDecoderLayer(nn.Module):
     """Stands in for `layer`: decodes rows of one token by its two parts, and prefills chunks where `prefills` is set.
-    Everything else goes through `layer`."""
+    Everything else goes through `layer`.
+
+    Nothing follows the layer that `is_last`. Where it `reads_few`, its MLP takes those rows of a chunk that are read
+    after it, and leaves the others as they are."""
+
+    is_last = reads_few = False
 
     def __init__(self, layer: nn.Module, mixer: LayerPart, mlp: LayerPart) -> None:
         super().__init__()
@@ -43,7 +48,11 @@ class FusedDecoderLayer(nn.Module):
                 return self._mlp.decode(hidden, kwargs).unsqueeze(1)
             if self.prefills and rows == 1 and tokens >= FusedDequantGemm.min_rows:
                 hidden = self._mixer.prefill(hidden_states[0], kwargs)
-                return self._mlp.prefill(hidden, kwargs).unsqueeze(0)
+                read = kwargs["past_key_values"].rows_read
+                if not self.reads_few or read is None:
+                    return self._mlp.prefill(hidden, kwargs).unsqueeze(0)
+                few = self._mlp.decode(hidden.index_select(0, read), {})
+                return hidden.index_copy_(0, read, few).unsqueeze(0)
         return self.layer(hidden_states, *args, **kwargs)
 
     def can_prefill(self) -> bool:

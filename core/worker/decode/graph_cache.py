@@ -47,6 +47,8 @@ class GraphCache:
         self._chunks: torch.Tensor | None = None
         # Whether the rows of a pass are one slot's, at positions that follow one another.
         self.is_one_text = False
+        # Of a pass over prompts, the rows [rows] that anything is read of after the last layer; None: all may be.
+        self.rows_read: torch.Tensor | None = None
         # By where their keys lie: models hand those of a layer on to others, which keep none of their own.
         self._pages = {keys.data_ptr(): cache.layer(index) for index, keys in cache.keys.items()}
         # Of a chunk's states, what is kept on the way: DeltaKernels.chunk.

@@ -181,7 +181,10 @@ class PrefillGraph(GraphStep):
         steps, count = self._steps, self.max_chunks
         last_rows, slots, ends = self._inputs_on[-1][4 * count : 7 * count].view(3, count)
         positions, tokens = self._enter(0), self._inputs_on[0][7 * count + 2 :]
+        # Adapters go by the rows of the whole pass.
+        steps.cache.rows_read = None if steps.has_adapters else last_rows
         logits = steps.run_model(tokens.unsqueeze(0), positions.unsqueeze(0), last_rows, self._enter)
+        steps.cache.rows_read = None
         steps.sample(logits, slots, ends, self._sampled)
         return logits
 

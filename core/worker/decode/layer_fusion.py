@@ -182,6 +182,7 @@ def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[
         if one is None:
             log.info("layer %d is not fused", place)
         else:
+            one.is_last = index_of(layer) == model.config.get_text_config().num_hidden_layers - 1
             fused[name] = one
     for name, one in fused.items():
         put(model, name, one)
@@ -243,7 +244,8 @@ def fuse_prefill(model: PreTrainedModel, run_prefill: Callable[[], object]) -> i
     if len(is_right) < len(layers) or not all(is_right.values()):
         return 0
     for layer in layers:
-        layer.prefills = True
+        # From here on: they were compared over all rows.
+        layer.prefills, layer.reads_few = True, layer.is_last
     return len(layers)
 
 

@@ -46,20 +46,23 @@ MIN_SHARE = 4
 
 class PrefillTile(NamedTuple):
     """What a thread block multiplies at once, a turn: 64 * `tiles` outputs for each of `warpgroups`, with `row_tiles`
-    tiles of rows and `turn` K blocks; of 4 or 8 bit as many turns are in flight as `stages` says."""
+    tiles of rows and `turn` K blocks; of 4 or 8 bit as many turns are in flight as `stages` says. `cluster`: so many
+    thread blocks multiply the same rows at once, each by outputs of its own."""
 
     tiles: int
     row_tiles: int
     stages: tuple[tuple[int, int], tuple[int, int]]
     warpgroups: int = 2
     turn: int = 1
+    cluster: int = 1
 
     def stages_of(self, bits: int) -> int:
         return dict(self.stages)[bits]
 
     @property
     def outputs(self) -> int:
-        return 64 * self.tiles * self.warpgroups
+        """Of all thread blocks of a cluster."""
+        return 64 * self.tiles * self.warpgroups * self.cluster
 
     @property
     def threads(self) -> int:
@@ -80,8 +83,9 @@ ODD_ROW_TILES = {
     64: (PrefillTile(2, 1, ((4, 8), (8, 6))), PrefillTile(1, 1, ((4, 7), (8, 5)))),
 }
 # Of rows that take several tiles of PREFILL_TILE_ROWS, two use each dequantized code for twice the rows. Found by
-# trying on an H100; of 8 bit as many stages as there is room for.
-TWO_ROW_TILES = PrefillTile(1, 2, ((4, 4), (8, 3)))
+# trying on an H100; of 8 bit as many stages as there is room for. Two thread blocks of a cluster share the rows, which
+# come from the L2 cache once for both.
+TWO_ROW_TILES = PrefillTile(1, 2, ((4, 4), (8, 3)), cluster=2)
 # The most thread blocks, on average, that share an output tile of many outputs: the last adds the others' sums.
 MOST_SHARERS = 3
 # The fewest rows for these products. Fewer are multiplied faster by packed_small_batch.py, where a row's result does
@@ -125,7 +129,7 @@ class PrefillKernels:
         tiles = {one: shared_bytes(one, format, tile_rows) for one in (*self._one_row_tiles, *several)}
         lines = (
             f"GEMM({name(one, is_gated)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, "
-            f"{one.warpgroups}, {one.turn}, {str(is_gated).lower()}, {size})"
+            f"{one.warpgroups}, {one.turn}, {one.cluster}, {cluster_dims(one)}, {str(is_gated).lower()}, {size})"
             for is_gated in (False, True)
             for one, size in tiles.items()
         )
@@ -164,8 +168,13 @@ def rows_of(swizzled: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def name(tile: PrefillTile, is_gated: bool) -> str:
-    sizes = tile.tiles, tile.row_tiles, tile.warpgroups, tile.turn
+    sizes = tile.tiles, tile.row_tiles, tile.warpgroups, tile.turn, tile.cluster
     return "_".join(("gated_gemm" if is_gated else "gemm", *map(str, sizes)))
+
+
+def cluster_dims(tile: PrefillTile) -> str:
+    """What a kernel says of its clusters: nothing where it has none."""
+    return f"__cluster_dims__({tile.cluster}, 1, 1)" if tile.cluster > 1 else ""
 
 
 def shared_bytes(tile: PrefillTile, format: CodeFormat, tile_rows: int) -> int:
@@ -307,10 +316,11 @@ class FusedDequantGemm:
         assert blocks % tile.turn == 0
         row_tiles, multiprocessors = -(-rows // tile_rows_of(rows)), self._kernels(matrix, rows).multiprocessors
         units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
-        grid, whole = stream_k_grid(units, -(-blocks // tile.turn), multiprocessors)
+        clusters, whole = stream_k_grid(units, -(-blocks // tile.turn), multiprocessors // tile.cluster)
         kernel(
-            (grid, 1, 1), tile.threads, matrix.codes, matrix.scales, matrix.zeros, swizzled, out, bias, residual,
-            self._partial_sums, self._ready, inverse_permutation, out_row, rows, tiles, blocks, matrix.groups, whole,
+            (tile.cluster, clusters, 1), tile.threads, matrix.codes, matrix.scales, matrix.zeros, swizzled, out, bias,
+            residual, self._partial_sums, self._ready, inverse_permutation, out_row, rows, tiles, blocks, matrix.groups,
+            whole,
         )  # fmt: skip
 
 

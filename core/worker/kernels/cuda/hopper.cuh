@@ -48,6 +48,19 @@ __device__ __forceinline__ u32 ld_acquire(const u32* from) {
     return what;
 }
 
+// The same copy into the shared memory of each block of a cluster whose bit is in `ranks`, and for its own barrier there.
+__device__ __forceinline__ void cp_async_bulk_multicast(void* to, const void* from, int count, i64* barrier, u16 ranks) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::
+            "r"(smem_address(to)),
+        "l"(from), "r"(count), "r"(smem_address(barrier)), "h"(ranks)
+        : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_in_cluster(i64* barrier, int rank) {
+    u32 at;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(smem_address(barrier)), "r"(rank));
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(at) : "memory");
+}
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }

@@ -50,10 +50,11 @@ extern "C" __global__ void __launch_bounds__(512)
 
 // What a thread block multiplies at once, a turn: TURN K blocks of MT * 64 outputs for each of GROUPS warpgroups, and of NT *
 // TILE_ROWS rows. STAGES: how many turns are in flight. Two warpgroups dequantize a turn ahead; of more there is always one
-// at the tensor cores, and no register to spare.
-template <int MT_, int NT_, int STAGES_, int GROUPS_, int TURN_>
+// at the tensor cores, and no register to spare. CLUSTER: so many thread blocks multiply the same rows, by outputs that
+// follow one another; each copies a part of the row tiles, for all of them.
+template <int MT_, int NT_, int STAGES_, int GROUPS_, int TURN_, int CLUSTER_>
 struct Turn {
-    static constexpr int MT = MT_, NT = NT_, STAGES = STAGES_, GROUPS = GROUPS_, TURN = TURN_;
+    static constexpr int MT = MT_, NT = NT_, STAGES = STAGES_, GROUPS = GROUPS_, TURN = TURN_, CLUSTER = CLUSTER_;
     static constexpr int TILES = GROUPS * MT * 4, WARPS = GROUPS * 4, THREADS = WARPS * 32;
     static_assert(TILES <= 16, "a warp copies the scales of a set, two lanes a tile");
     static constexpr bool IS_AHEAD = GROUPS == 2;
@@ -77,20 +78,20 @@ struct Stages {
     i64 full[T::STAGES], empty[T::STAGES];
 };
 
-// A thread block's work (stream-K): first its share of the turns of the units from `whole` on, from its end to its
-// beginning, then whole units before them. Where several thread blocks share a unit, the one with its last turns adds the
-// others' partial sums: it waits for earlier thread blocks alone, which a GPU starts before it. Not all of them need to run
-// at once.
+// A cluster's work (stream-K), which all of its thread blocks go through together: first its share of the turns of the units from `whole` on, from its end to its
+// beginning, then whole units before them. Where several clusters share a unit, the one with its last turns adds the
+// others' partial sums: it waits for earlier clusters alone, which a GPU starts before it. Not all of them need to run at
+// once. The grid's rows are clusters.
 struct StreamKWork {
     int whole, turns, next_whole, unit, begin, end;
     u32 rest, first, at;
 
     __device__ __forceinline__ StreamKWork(int units, int whole, int turns)
-        : whole(whole), turns(turns), next_whole(blockIdx.x), rest((units - whole) * turns) {
-        first = end_of((int)blockIdx.x - 1), at = end_of(blockIdx.x);
+        : whole(whole), turns(turns), next_whole(blockIdx.y), rest((units - whole) * turns) {
+        first = end_of((int)blockIdx.y - 1), at = end_of(blockIdx.y);
     }
-    // Where the share of a thread block ends. Less than two waves are shared, so 32 bits are enough.
-    __device__ __forceinline__ u32 end_of(int block) const { return rest * (block + 1) / gridDim.x; }
+    // Where the share of a cluster ends. Less than two waves are shared, so 32 bits are enough.
+    __device__ __forceinline__ u32 end_of(int cluster) const { return rest * (cluster + 1) / gridDim.y; }
     __device__ __forceinline__ bool next() {
         if (at > first) {
             const u32 of_rest = (at - 1) / turns, before = of_rest * turns;
@@ -100,22 +101,22 @@ struct StreamKWork {
         }
         if (next_whole >= whole) return false;
         unit = next_whole, begin = 0, end = turns;
-        next_whole += gridDim.x;
+        next_whole += gridDim.y;
         return true;
     }
-    // Whether the share of `other`, an earlier thread block, ends in this unit, of which this one has the last turns.
+    // Whether the share of `other`, an earlier cluster, ends in this unit, of which this one has the last turns.
     __device__ __forceinline__ bool begins_in(int other) const {
         return begin > 0 && other >= 0 && end_of(other) > (u32)(unit - whole) * turns;
     }
 };
 
-// The matrix's tiles that a unit takes: TILES that follow one another; or of a GATED product, whose matrix is gate and
+// The matrix's tiles that a thread block takes of a unit: TILES that follow one another; or of a GATED product, whose matrix is gate and
 // then up, half of them gate's and as many of up's, which belong together.
-template <int TILES, bool GATED>
+template <int TILES, int CLUSTER, bool GATED>
 struct UnitTiles {
     int first, end, half;
     __device__ __forceinline__ UnitTiles(int unit, int tiles)
-        : first(unit * (GATED ? TILES / 2 : TILES)), end(GATED ? tiles / 2 : tiles), half(tiles / 2) {}
+        : first((unit * CLUSTER + (int)blockIdx.x) * (GATED ? TILES / 2 : TILES)), end(GATED ? tiles / 2 : tiles), half(tiles / 2) {}
     __device__ __forceinline__ int operator[](int of) const {
         if (!GATED) return min(first + of, end - 1);
         return min(first + of % (TILES / 2), end - 1) + of / (TILES / 2) * half;
@@ -133,20 +134,27 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
                                              u16* out, const u16* bias, const u16* residual, float4* partial_sums,
                                              u32* ready, const int* inverse_permutation, int out_row, int rows,
                                              int tiles, int blocks, int groups, int whole) {
-    typedef UnitTiles<T::TILES, GATED> OfUnit;
-    constexpr int MT = T::MT, NT = T::NT, TURN = T::TURN, SETS = T::SETS, THREADS = T::THREADS;
+    typedef UnitTiles<T::TILES, T::CLUSTER, GATED> OfUnit;
+    constexpr int MT = T::MT, NT = T::NT, TURN = T::TURN, SETS = T::SETS, THREADS = T::THREADS, CLUSTER = T::CLUSTER;
     constexpr int PARTIAL_SUMS = NT * MT * FOURS * THREADS;
     extern __shared__ __align__(1024) unsigned char shared[];
     Stages<T>& room = *(Stages<T>*)(shared + (1024 - smem_address(shared) % 1024) % 1024);
     const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, (int)threadIdx.x / 32, 0), g = lane / 4;
     const int row_blocks = (rows + NT * TILE_ROWS - 1) / (NT * TILE_ROWS), turns = blocks / TURN,
-              units = (tiles + T::TILES - 1) / T::TILES * row_blocks;
+              units = (tiles + T::TILES * CLUSTER - 1) / (T::TILES * CLUSTER) * row_blocks,
+              block = blockIdx.y * CLUSTER + blockIdx.x;
     if (threadIdx.x == 0) {
-        // A stage is full once 128 threads' codes and the row tiles have arrived; empty once every warp has read it.
-        for (int s = 0; s < T::STAGES; s++) mbarrier_init(&room.full[s], 129), mbarrier_init(&room.empty[s], T::WARPS);
+        // A stage is full once 128 threads' codes and the row tiles have arrived; empty once every warp has read it, in
+        // all blocks of the cluster.
+        for (int s = 0; s < T::STAGES; s++)
+            mbarrier_init(&room.full[s], 129), mbarrier_init(&room.empty[s], T::WARPS * CLUSTER);
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        if (CLUSTER > 1) asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    __syncthreads();
+    if (CLUSTER > 1)
+        cluster_sync();
+    else
+        __syncthreads();
     pdl_trigger();
     int stage = 0, parity = 0;
     if (warp >= T::WARPS) {
@@ -200,9 +208,14 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
                 mbarrier_wait(&room.empty[stage], parity ^ 1);
                 if (threadIdx.x == THREADS) {
                     mbarrier_expect_bytes(&room.full[stage], num_row_tiles * TURN * X_TILE * 2);
-                    for (int n = 0; n < num_row_tiles; n++)
-                        cp_async_bulk(room.x[stage][n], from_x + ((i64)n * blocks + turn * TURN) * (X_TILE / 8),
-                                      TURN * X_TILE * 2, &room.full[stage]);
+                    for (int n = blockIdx.x; n < num_row_tiles; n += CLUSTER) {
+                        const uint4* from = from_x + ((i64)n * blocks + turn * TURN) * (X_TILE / 8);
+                        if (CLUSTER > 1)
+                            cp_async_bulk_multicast(room.x[stage][n], from, TURN * X_TILE * 2, &room.full[stage],
+                                                    (1 << CLUSTER) - 1);
+                        else
+                            cp_async_bulk(room.x[stage][n], from, TURN * X_TILE * 2, &room.full[stage]);
+                    }
                 }
                 if (early)
                     early--;
@@ -211,6 +224,7 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
                 if (++stage == T::STAGES) stage = 0, parity ^= 1;
             }
         }
+        if (CLUSTER > 1) cluster_sync();
         return;
     }
 
@@ -286,7 +300,11 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
         auto finish = [&](int held) {
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             __syncwarp();
-            if (lane == 0) mbarrier_arrive(&room.empty[held]);
+            if (CLUSTER > 1) {
+                if (lane < CLUSTER) mbarrier_arrive_in_cluster(&room.empty[held], lane);
+            } else if (lane == 0) {
+                mbarrier_arrive(&room.empty[held]);
+            }
         };
         Operands a[T::IS_AHEAD ? 2 : 1];
         Raw raw;
@@ -305,7 +323,7 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
             }
 
         if (work.end < turns) {
-            float4* to = partial_sums + blockIdx.x * PARTIAL_SUMS + threadIdx.x;
+            float4* to = partial_sums + block * PARTIAL_SUMS + threadIdx.x;
 #pragma unroll
             for (int i = 0; i < NT * MT * FOURS; i++) {
                 const float* from = &sum[i / FOURS / MT][i / FOURS % MT][i % FOURS * 4];
@@ -313,21 +331,21 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
             }
             __threadfence();
             named_barrier_sync(1, THREADS);
-            if (threadIdx.x == 0) st_release(ready + blockIdx.x, 1);
+            if (threadIdx.x == 0) st_release(ready + block, 1);
             continue;
         }
         int others = 0;
-        while (work.begins_in((int)blockIdx.x - 1 - others)) others++;
+        while (work.begins_in((int)blockIdx.y - 1 - others)) others++;
         if (others) {
-            u32* of_others = ready + blockIdx.x - others;
+            u32* of_others = ready + block - others * CLUSTER;
             // Each waits for another one: one after the other would be a round trip for each.
             for (int other = threadIdx.x; other < others; other += THREADS) {
-                while (!ld_acquire(of_others + other)) {
+                while (!ld_acquire(of_others + other * CLUSTER)) {
                 }
             }
             named_barrier_sync(1, THREADS);
-            const float4* from = partial_sums + (blockIdx.x - others) * PARTIAL_SUMS + threadIdx.x;
-            for (int other = 0; other < others; other++, from += PARTIAL_SUMS) {
+            const float4* from = partial_sums + (block - others * CLUSTER) * PARTIAL_SUMS + threadIdx.x;
+            for (int other = 0; other < others; other++, from += CLUSTER * PARTIAL_SUMS) {
 #pragma unroll
                 for (int i = 0; i < NT * MT * FOURS; i++) {
                     float* to = &sum[i / FOURS / MT][i / FOURS % MT][i % FOURS * 4];
@@ -336,7 +354,7 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
                 }
             }
             named_barrier_sync(1, THREADS);
-            for (int other = threadIdx.x; other < others; other += THREADS) st_release(of_others + other, 0);
+            for (int other = threadIdx.x; other < others; other += THREADS) st_release(of_others + other * CLUSTER, 0);
         }
 
         // sum[.][4j..4j+3]: outputs g, g, g+8, g+8 of rows 8j+2t, 8j+2t+1, 8j+2t, 8j+2t+1.
@@ -392,12 +410,15 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
             *(uint4*)(out + to) = value;
         }
     }
+    // Other blocks may still arrive at this one's barriers.
+    if (CLUSTER > 1) cluster_sync();
 }
 
-#define GEMM(NAME, MT, NT, STAGES, GROUPS, TURN, GATED, BYTES)                                                         \
-    typedef Turn<MT, NT, STAGES, GROUPS, TURN> Turn_##NAME;                                                            \
+// DIMS: __cluster_dims__ of CLUSTER blocks, or nothing.
+#define GEMM(NAME, MT, NT, STAGES, GROUPS, TURN, CLUSTER, DIMS, GATED, BYTES)                                          \
+    typedef Turn<MT, NT, STAGES, GROUPS, TURN, CLUSTER> Turn_##NAME;                                                   \
     static_assert(sizeof(Stages<Turn_##NAME>) + 1024 == BYTES, "what a block of threads has room for");                \
-    extern "C" __global__ void __launch_bounds__(GROUPS * 128 + 128, 1)                                                \
+    extern "C" __global__ void DIMS __launch_bounds__(GROUPS * 128 + 128, 1)                                           \
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x, u16* out, const u16* bias,       \
              const u16* residual, float4* partial_sums, u32* ready, const int* inverse_permutation, int out_row,       \
              int rows, int tiles, int blocks, int groups, int whole) {                                                 \
