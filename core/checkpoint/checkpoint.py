@@ -23,12 +23,13 @@ from core.checkpoint.containers.gptq import is_marlin
 from core.checkpoint.containers.registry import commonest_format, has_matrices, packed_as, read_format, read_matrices
 from core.checkpoint.experts import are_experts_alike
 from core.checkpoint.headers import TensorInfo, read_header, read_json, unreadable
-from core.checkpoint.judgement import architecture_name, judge, require_runs
+from core.checkpoint.judgement import VISION, architecture_name, judge, require_runs
 from core.checkpoint.layers import LayerShape, read_layers
 from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.checkpoint.rope import ContextLimits, read_limits
 from core.checkpoint.settings import base_name, first_layout, fits, lacks_sizes, plain_settings, settings_by_tensors
-from core.checkpoint.tensor_names import has_guessing_part, name_tensors
+from core.checkpoint.state_sizes import refuse_state_sizes
+from core.checkpoint.tensor_names import has_guessing_part, has_picture_part, name_tensors
 from core.checkpoint.text_config import has_pictures_left_out, quantization_of, text_config
 from core.checkpoint.tied_head import repeated_heads
 from core.checkpoint.tokenizer_files import has_tokenizer, other_tokenizer
@@ -73,8 +74,9 @@ class Checkpoint:
     repeated: frozenset[str] = frozenset()
     settled: SettledTensors | None = None
     left_out_bytes: int = 0
-    # Whether the files hold a part that guesses several tokens at once, which does not run.
+    # Whether the files hold a part that guesses several tokens at once, and one for pictures, which do not run.
     has_guessing_part: bool = False
+    has_picture_part: bool = False
     # What a load would miss beside the weights.
     lacks: CheckpointError | None = None
     # What others worked out of it, by keys of theirs: to go through 20,000 matrices takes a second.
@@ -147,17 +149,20 @@ class Checkpoint:
 
     @cached_property
     def _unlike(self) -> CheckpointError | None:
-        """What makes the tensors no whole model, as far as names tell."""
+        """What makes the tensors no whole model, as far as names tell, and the sizes of states."""
         try:
             matrices, num_layers = self.matrices, len(self.layers)
         except CheckpointError:
             return None  # Whoever asks for them is told.
-        return refuse_unlike(self.name, self.config, self.tensors, matrices, num_layers)
+        return refuse_unlike(self.name, self.config, self.tensors, matrices, num_layers) or refuse_state_sizes(
+            self.name, self.layers, self.tensors
+        )
 
     @property
     def is_without_pictures(self) -> bool:
         """Whether only the text part of a model with pictures runs."""
-        return has_pictures_left_out(self.config)
+        said = (self.config.get(name) for name in ("text_config", *VISION))
+        return self.has_picture_part or (has_pictures_left_out(self.config) and any(said))
 
     @property
     def size_bytes(self) -> int:
@@ -304,7 +309,7 @@ def make_checkpoint(
     that the model's class has for them; those of a part for pictures that does not run are left out.
     """
     stored_bytes = sum(tensor.num_bytes for tensor in tensors.values())
-    guesses = has_guessing_part(config, tensors)
+    guesses, shows = has_guessing_part(config, tensors), has_picture_part(config, tensors)
     tensors = name_tensors(config, tensors)
     quantization = packed_as(quantization, tensors)
     if not has_matrices(quantization, tensors):
@@ -316,5 +321,7 @@ def make_checkpoint(
         quantization = replace(quantization, bits=common.bits, group_size=common.group_size)
     except CheckpointError:
         pass  # Whoever asks for the matrices is told.
-    checkpoint = Checkpoint(name, config, quantization, tensors, path, has_guessing_part=guesses)
+    checkpoint = Checkpoint(
+        name, config, quantization, tensors, path, has_guessing_part=guesses, has_picture_part=shows
+    )
     return replace(checkpoint, left_out_bytes=stored_bytes - checkpoint.size_bytes)

@@ -15,7 +15,7 @@ def notes(checkpoint: Checkpoint, context_tokens: int) -> tuple[Note, ...]:
     """The notes for a load with `context_tokens`: keys of the locales' section "note" and what the sentences quote."""
     found: list[Note] = []
     if checkpoint.is_without_pictures:
-        found.append(("without_pictures", {}))
+        found.append(("without_pictures" if checkpoint.has_picture_part else "text_alone", {}))
     if checkpoint.has_guessing_part:
         found.append(("without_guessing", {}))
     limits = checkpoint.context_limits

@@ -13,15 +13,16 @@ from typing import Any
 
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.layers import LAYER
-from core.checkpoint.text_config import has_pictures_left_out, text_config
+from core.checkpoint.text_config import PICTURE_FAMILIES, has_pictures_left_out, named_config, text_config
 from core.common.values import is_whole
 
 Renames = tuple[tuple[re.Pattern[str], str], ...]
 
 # The text part of a model with pictures, as its family's releases or transformers itself call it.
 TEXT_PART: Renames = (
-    (re.compile(r"^(model\.)?language_model\.lm_head\."), "lm_head."),
-    (re.compile(r"^(model\.)?language_model\.(model\.)?"), "model."),
+    # Some versions of llm-compressor wrote it once more each time that they saved.
+    (re.compile(r"^(model\.)?(language_model\.)+lm_head\."), "lm_head."),
+    (re.compile(r"^(model\.)?(language_model\.)+(model\.)?"), "model."),
     (re.compile(r"^model\.text_model\."), "model."),
 )
 PICTURE_PART = re.compile(
@@ -29,6 +30,8 @@ PICTURE_PART = re.compile(
     r"|multi_modal_projector|mm_projector|projector|connector|perceiver|visual_embeddings_table|vte|audio_tower"
     r"|embed_vision|embed_audio)\b"
 )
+# Families that are nothing but the text part of one with pictures.
+TEXT_FAMILIES = frozenset(family for family in PICTURE_FAMILIES.values() if family.endswith("_text"))
 # Heads that guess several tokens at once (multi-token prediction), which no class here reads.
 GUESSING_PART = re.compile(r"^(model\.)?mtp[._]")
 # Families that have them as further layers, whether their configuration says so or not.
@@ -100,17 +103,27 @@ def has_guessing_part(config: Mapping[str, Any], tensors: Collection[str]) -> bo
     return any(GUESSING_PART.match(WRAPPERS.sub("", name)) or _is_in(guessing, name) for name in tensors)
 
 
+def has_picture_part(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
+    """Whether files with these tensors hold a part for pictures that does not run."""
+    return _leaves_out_pictures(config) and any(map(PICTURE_PART.match, tensors))
+
+
+def _leaves_out_pictures(config: Mapping[str, Any]) -> bool:
+    """Also a text part by its own family's name may lie in files that hold the whole."""
+    return has_pictures_left_out(config) or str(named_config(config).get("model_type")) in TEXT_FAMILIES
+
+
 def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     """`tensors` by the names of the class that runs `config`, without those of a part for pictures."""
-    has_pictures = has_pictures_left_out(config)
+    leaves_out_pictures = _leaves_out_pictures(config)
     family = text_config(config).get("model_type")
     own = _RENAMES.get(family, TEXT_ALONE) if isinstance(family, str) else ()
-    renames = TEXT_PART if has_pictures else own
+    renames = TEXT_PART if has_pictures_left_out(config) else own
     module_renames = _MODULE_RENAMES.get(family, ()) if isinstance(family, str) else ()
     named: dict[str, TensorInfo] = {}
     guessing = _guessing_layers(text_config(config))
     for stored, tensor in tensors.items():
-        if GUESSING_PART.match(WRAPPERS.sub("", stored)) or (has_pictures and PICTURE_PART.match(stored)):
+        if GUESSING_PART.match(WRAPPERS.sub("", stored)) or (leaves_out_pictures and PICTURE_PART.match(stored)):
             continue
         if _is_in(guessing, stored):
             continue

@@ -231,12 +231,14 @@ def _report(
         merged=merged,
     )
     needed = math.ceil(report.needed_mib)
+    margin = report.available_mib - needed if fits else needed - report.available_mib
     params: dict[str, str | int | float] = {
         "model": checkpoint.name,
         "card": " + ".join(device.name for device in devices),
         "needed": needed,
         "available": report.available_mib,
-        "margin": report.available_mib - needed if fits else math.ceil(report.lacking_mib),
+        # There may be enough on all GPUs together, and too little on one.
+        "margin": margin if margin > 0 or fits else math.ceil(report.lacking_mib),
         "context": load.context_tokens,
         "max_context": max_context,
         "chats": load.num_slots,

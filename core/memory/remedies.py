@@ -11,6 +11,7 @@ from core.memory.fit_report import MIN_USEFUL_TOKENS, FitReport
 from core.memory.load_plan import LoadPlan
 from core.memory.load_ways import all_fit, plan_devices, usable_sets
 from core.memory.pages import PAGE_TOKENS, pages_of
+from core.memory.sizes import MIB
 
 
 def with_remedies(devices: Sequence[DeviceMemory], report: FitReport, split: Sequence[LoadPlan]) -> FitReport:
@@ -35,8 +36,17 @@ def with_remedies(devices: Sequence[DeviceMemory], report: FitReport, split: Seq
     alone = [replace(device, others_mib=0, returning_mib=0) for device in report.devices]
     if others_mib > 0 and _any_fits(report.load, [alone], report.load.num_slots):
         remedies.append(("end_others", {"others": others_mib}))
-    remedies.append(("larger_card", {"needed": math.ceil(report.needed_mib)}))
+    remedies.append(("larger_card", {"needed": math.ceil(_needed_mib_on_one(report))}))
     return replace(report, remedies=tuple(remedies))
+
+
+def _needed_mib_on_one(report: FitReport) -> float:
+    """Several GPUs have a CUDA context and buffers each."""
+    load = report.load
+    plans = plan_devices(
+        load.shape, report.devices[:1], load.kernel, load.context_tokens, load.num_slots, load.cache, load.sizes
+    )
+    return plans[0].total / MIB
 
 
 def _any_fits(load: LoadPlan, sets: Sequence[Sequence[DeviceMemory]], num_chats: int) -> bool:

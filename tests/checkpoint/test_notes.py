@@ -58,5 +58,10 @@ def test_a_rope_for_long_texts_is_told_where_the_context_asks_for_it(
 
 def test_the_text_part_of_a_model_with_pictures_says_that_it_is_one(llama: Checkpoint) -> None:
     config = {"model_type": "llava", "vision_config": {}, "text_config": llama.config}
-    found = check_fit(replace(llama, config=config), [CARD]).notes
-    assert found == (("without_pictures", {}),)
+    whole = replace(llama, config=config, has_picture_part=True)
+    assert check_fit(whole, [CARD]).notes == (("without_pictures", {}),)
+
+
+def test_files_without_a_part_for_pictures_are_not_said_to_have_one(llama: Checkpoint) -> None:
+    config = {"model_type": "llava", "vision_config": {}, "text_config": llama.config}
+    assert check_fit(replace(llama, config=config), [CARD]).notes == (("text_alone", {}),)

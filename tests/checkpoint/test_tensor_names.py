@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from core.checkpoint.headers import TensorInfo
-from core.checkpoint.tensor_names import has_guessing_part, name_tensors
+from core.checkpoint.tensor_names import has_guessing_part, has_picture_part, name_tensors
 
 GEMMA: dict[str, Any] = {"model_type": "gemma3", "vision_config": {}}
 QWEN: dict[str, Any] = {"model_type": "qwen2_5_vl", "vision_config": {}}
@@ -27,6 +27,8 @@ def named(config: dict[str, Any], *names: str) -> dict[str, str | None]:
         (GEMMA, "model.language_model.embed_tokens.weight", "model.embed_tokens.weight"),
         ({**GEMMA, "model_type": "llava"}, "language_model.lm_head.weight", "lm_head.weight"),
         ({**GEMMA, "model_type": "smolvlm"}, "model.text_model.layers.0.mlp.up_proj.scales",
+         "model.layers.0.mlp.up_proj.scales"),
+        ({**QWEN, "model_type": "qwen3_5"}, "model.language_model.language_model.layers.0.mlp.up_proj.scales",
          "model.layers.0.mlp.up_proj.scales"),
         ({"model_type": "gpt_neox"}, "embed_out.weight", "lm_head.weight"),
         ({"model_type": "gpt_neox"}, "layers.0.attention.dense.qweight", "gpt_neox.layers.0.attention.dense.qweight"),
@@ -111,3 +113,13 @@ def test_a_layer_behind_the_last_that_guesses_tokens_is_left_out(config: dict[st
     # What a person is told of the model says so too.
     assert has_guessing_part({**config, "num_hidden_layers": 46}, [kept, guessing])
     assert not has_guessing_part({**config, "num_hidden_layers": 46}, [kept, unknown])
+
+
+@pytest.mark.parametrize(("family", "is_left_out"), [("qwen3_5_text", True), ("qwen2_vl_text", True), ("llama", False)])
+def test_a_text_part_in_the_files_of_the_whole_is_run_without_its_part_for_pictures(
+    family: str, is_left_out: bool
+) -> None:
+    """Of a plain family nobody knows what such a tensor is, and the model is refused."""
+    name, config = "model.visual.blocks.0.attn.qkv.weight", {"model_type": family}
+    assert (named(config, name) == {}) == is_left_out
+    assert has_picture_part(config, [name]) == is_left_out

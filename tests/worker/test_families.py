@@ -272,6 +272,22 @@ def test_qwen2_vl_as_it_was_released_has_its_sizes_beside_those_of_the_pictures(
     check_family(tmp_path / "model", model)
 
 
+def test_a_text_part_saved_under_the_name_of_the_whole_has_its_sizes_beside_it(tmp_path: Path) -> None:
+    """The class looked for them in "text_config", and took its own: the verdict was right, the load had other sizes."""
+    text = RECURRENT["qwen3_5_text"]
+    written = text | {"model_type": "qwen3_5", "architectures": ["Qwen3_5ForCausalLM"]}
+    model = make_family_checkpoint(tmp_path / "model", text, written=written)
+    assert not read_checkpoint(tmp_path / "model").is_without_pictures
+    check_family(tmp_path / "model", model)
+
+
+def test_a_null_in_place_of_the_size_of_a_head_is_as_good_as_none(tmp_path: Path) -> None:
+    """Falcon-H1's class multiplied with it."""
+    written = RECURRENT["falcon_h1"] | {"architectures": ["FalconH1ForCausalLM"], "head_dim": None}
+    model = make_family_checkpoint(tmp_path / "model", RECURRENT["falcon_h1"], written=written)
+    check_family(tmp_path / "model", model)
+
+
 def test_gemma3_as_it_was_released_leaves_out_what_its_class_has(tmp_path: Path) -> None:
     """Eight heads of 256, four for keys and values, a window for five layers of six, and another rope in the sixth."""
     named = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "sliding_window": 24,

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.judgement import family_name, require_runs
 from core.checkpoint.rope import extended_rope
-from core.checkpoint.text_config import FALCONS, SAME_AS, text_config
+from core.checkpoint.text_config import FALCONS, SAME_AS, has_pictures_left_out, named_config, text_config
 from core.checkpoint.vocabulary import num_tokens
 from core.common.errors import CheckpointError
 from core.common.values import is_whole, quoted_text
@@ -20,6 +20,8 @@ from core.common.values import is_whole, quoted_text
 log = logging.getLogger(__name__)
 # Of positions that have three numbers, which are one for text.
 MROPE_KEYS = ("mrope_section", "mrope_interleaved")
+# Families with pictures whose class looks for the sizes of the text beside its own name as well.
+FLAT_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 # Of what transformers says: the name of a value and the value are its beginning.
 MAX_DETAIL_CHARS = 200
 
@@ -65,16 +67,18 @@ def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfi
         # Only the files say more, such as code of their own, which is not run.
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     else:
+        found = _with_text_part(found)
         for part in (found, found.get("text_config")):
             if isinstance(part, dict):
                 _modernize_rope(part)
+                _settle_head_dim(part)
                 # The class takes numbers alone; what they are is settled below.
                 for name in ("pad_token_id", "vocab_size"):
                     if not is_whole(part.get(name)):
                         part.pop(name, None)
         config = CONFIG_MAPPING[family].from_dict(found)
     text = plain_text_config(config.get_text_config())
-    if checkpoint.is_without_pictures:
+    if has_pictures_left_out(checkpoint.config):
         text.tie_word_embeddings = not any(name.startswith("lm_head.") for name in checkpoint.tensors)
     rope = extended_rope(checkpoint.config, context_tokens)
     if rope is not None:
@@ -86,6 +90,23 @@ def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfi
         if hasattr(text, name):
             setattr(text, name, value)
     return text
+
+
+def _with_text_part(found: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a model with pictures, saved from its text part alone, whose sizes lie beside its family's
+    name: the class looks for them in "text_config", and takes its own where there is none."""
+    if not has_pictures_left_out(found) or found["model_type"] in FLAT_FAMILIES or "hidden_size" not in found:
+        return found
+    if isinstance(found.get("text_config"), dict):
+        return found
+    return {"model_type": found["model_type"], "text_config": named_config(found)}
+
+
+def _settle_head_dim(part: dict[str, Any]) -> None:
+    """Say the size of a head where it is null: some classes divide by nothing that they are given."""
+    hidden, heads = part.get("hidden_size"), part.get("num_attention_heads")
+    if "head_dim" in part and part["head_dim"] is None and is_whole(hidden) and is_whole(heads) and heads > 0:
+        part["head_dim"] = hidden // heads
 
 
 def _with_plain_floats(value: Any) -> Any:
