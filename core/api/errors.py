@@ -46,7 +46,7 @@ ADAPTER_FAULTS = (
     "adapter_unreadable", "adapter_bad_json", "adapter_config_too_large", "adapter_corrupt_weights",
     "adapter_truncated", "adapter_rewritten", "adapter_dtype", "adapter_outside", "adapter_tied_head",
     "adapter_embedding", "adapter_setting", "adapter_range", "adapter_rank_experts", "adapter_merged",
-    "adapter_base_copy", "adapter_own_layer", "adapter_resized", "adapter_copy_unknown",
+    "adapter_base_copy", "adapter_own_layer", "adapter_resized", "adapter_copy_unknown", "adapter_deeper",
 )  # fmt: skip
 FAULT = HttpErrorShape(500, SERVER, "internal_error")
 

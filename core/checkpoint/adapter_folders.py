@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from core.checkpoint.adapters import is_adapter
+from core.checkpoint.adapters import inner_adapters, is_adapter, require_outer
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import InputError
 from core.common.paths import adapters_dir, typed_path, without_dots
@@ -15,19 +15,21 @@ from core.common.values import printable, quoted_text
 def find_adapter(text: str, base: Path | None = None) -> Path:
     """The folder of the adapter that `text` names: a path, one in adapters/, or one inside the base's folder.
 
-    Raises InputError where there is none.
+    Raises InputError where there is none, CheckpointError for a folder that has some in it.
     """
     typed = typed_path(text)
     places = [] if typed is None else [typed, adapters_dir() / text, *([base / text] if base is not None else [])]
     found = next((place for place in places if is_adapter(place)), None)
     if found is None:
+        for place in places:
+            require_outer(place)
         raise InputError("adapter_unknown", name=quoted_text(text), folder=printable(str(adapters_dir())))
     return without_dots(found)
 
 
 def list_adapters(base: Path | None = None) -> list[Path]:
-    """The adapters that lie in adapters/ and inside the base's folder, by name; of two with one name the
-    first."""
+    """The adapters that lie in adapters/ and inside the base's folder, by name; of two with one name the first. Also
+    folders that have adapters in them, which whoever reads them is told."""
     places = [adapters_dir(), *([base] if base is not None else [])]
     found: dict[str, Path] = {}
     for place in places:
@@ -42,7 +44,10 @@ def _adapters_in(place: Path) -> list[Path]:
         return sorted(
             path
             for path in place.iterdir()
-            if is_plain_name(path.name) and not path.name.startswith(".") and path.is_dir() and is_adapter(path)
+            if is_plain_name(path.name)
+            and not path.name.startswith(".")
+            and path.is_dir()
+            and (is_adapter(path) or inner_adapters(path))
         )
     except OSError:
         return []

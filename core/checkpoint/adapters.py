@@ -71,6 +71,8 @@ VARIANTS = {
 }
 # Ways to begin a training that take something out of the base's own weights, unless they were converted afterwards.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# So many of the adapters in a folder are named.
+MAX_INNER = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,29 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
+def inner_adapters(folder: Path) -> list[str]:
+    """The folders of adapters in `folder`, which is none itself: PEFT makes one for each adapter that has a name."""
+    if is_adapter(folder):
+        return []
+    try:
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and is_adapter(path))
+    except OSError:
+        return []
+
+
 def read_adapter(folder: Path) -> AdapterShape:
     """The adapter in `folder`. Raises CheckpointError with the reason why it is none that can be used, as far as that
     is told without its numbers."""
+    require_outer(folder)
     with faults_of_adapter(folder):
         return read_adapter_files(FolderFiles(folder), folder)
+
+
+def require_outer(folder: Path) -> None:
+    """Raise CheckpointError "adapter_deeper" for a folder that is no adapter, and has some in it."""
+    if inner := inner_adapters(folder):
+        named = ", ".join(map(printable, inner[:MAX_INNER])) + (", …" if len(inner) > MAX_INNER else "")
+        raise CheckpointError("adapter_deeper", adapter=printable(folder.name), inner=named, first=printable(inner[0]))
 
 
 def read_sound_adapter(folder: Path) -> AdapterShape:

@@ -9,8 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cli.main import main
+from core.checkpoint.adapter_folders import find_adapter
 from core.checkpoint.adapters import WEIGHTS
 from core.checkpoint.merged import describe, write_merged
+from core.common.errors import CheckpointError
 from core.common.terminal import width
 from core.hub.address import parse_address
 from core.hub.folders import model_folders, remember
@@ -123,6 +125,19 @@ def test_an_adapter_of_another_model_is_listed_with_the_reason(home: Path, capfd
     assert main(["adapters", "tiny"]) == 0
     out = capfd.readouterr().out
     assert "no, see below" in out and "rank 5" in out
+
+
+def test_adapters_one_folder_deeper_are_told_as_that(home: Path, capfd: Caught) -> None:
+    """As PEFT saves one with a name of its own. Nothing was listed, and nothing said why."""
+    pirate = write_adapter(home / "adapters" / "outer" / "pirate", home / "models" / "tiny")
+    assert main(["adapters"]) == 0
+    assert "in folders of their own (pirate)" in " ".join(capfd.readouterr().out.split())
+    with pytest.raises(CheckpointError) as caught:
+        find_adapter("outer")
+    assert "outer/pirate" in str(caught.value) and find_adapter("outer/pirate") == pirate
+    pirate.rename(home / "adapters" / "pirate")
+    assert main(["adapters", "--json"]) == 0
+    assert [one["error"] for one in json.loads(capfd.readouterr().out)["adapters"]] == [None]
 
 
 def test_one_of_single_experts_says_what_it_needs(home: Path, capfd: Caught) -> None:

@@ -113,7 +113,7 @@ def test_what_does_not_fit_says_what_would_make_it_fit() -> None:
 
 
 def test_numbers_of_several_gpus_add_up_and_a_larger_one_needs_one_context() -> None:
-    """Two were said to lack more than what is needed less what there is, and one in their place to need two contexts."""
+    """Two lacked more than what is needed less what there is, and one in their place was to have two contexts."""
     two, one = check_fit(known(LARGE), [card(16_384)] * 2), check_fit(known(LARGE), [card(16_384)])
     assert not two.fits and two.params["margin"] == int(two.params["needed"]) - int(two.params["available"])
     assert dict(two.remedies)["larger_card"]["needed"] == one.params["needed"] < two.params["needed"]
