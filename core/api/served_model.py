@@ -15,6 +15,7 @@ from core.api.model_tag import without_tag
 from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.presets import read_recommended
 from core.checkpoint.adapter_folders import list_adapters
+from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import DeckError, EngineError
 from core.common.paths import model_name
 from core.common.values import printable
@@ -66,13 +67,15 @@ class ServedModel:
         wanted = adapter_in(name, self.name)
         if wanted is None:
             return self, name
-        folder = _adapter_folder(wanted, self.model.folder) if self.has_room else None
-        if folder is None and other_names() == "any":
+        folder = _adapter_folder(wanted, self.model.folder)
+        if (folder is None or not self.has_room) and other_names() == "any":
             return self, name
-        if folder is None and not self.has_room and wanted.strip():
-            raise ApiError("adapters_no_room", adapter=printable(wanted[:MAX_SHOWN_CHARS]))
         if folder is None:
-            raise _no_adapter(wanted, self.name, self.adapters)
+            raise _no_adapter(wanted, self.name, self.adapters if self.has_room else _fitting(self.model.folder))
+        if not self.has_room:
+            # Whoever makes room must not be told then that the adapter cannot be used at all.
+            _require_fitting(folder, self.model.folder)
+            raise ApiError("adapters_no_room", adapter=printable(wanted[:MAX_SHOWN_CHARS]))
         return replace(self, adapter=AdapterUse(wanted, folder)), self.name
 
 
@@ -90,8 +93,7 @@ def require_adapter(wanted: str, model: str) -> None:
     checkpoint = find(model)
     folder = _adapter_folder(wanted, checkpoint.path)
     if folder is None:
-        known = [] if checkpoint.path is None else fitting_adapters(checkpoint.path)
-        raise _no_adapter(wanted, model, known)
+        raise _no_adapter(wanted, model, _fitting(checkpoint.path))
     adapter, room = read_fitting(folder, checkpoint), room_for_adapter(checkpoint)
     if adapter.rank > room.rank:
         raise EngineError("adapter_room_rank", adapter=adapter.name, base=model, rank=adapter.rank, limit=room.rank)
@@ -102,6 +104,16 @@ def require_adapter(wanted: str, model: str) -> None:
 def _adapter_folder(name: str, model: Path | None) -> Path | None:
     """Also of one that `model` cannot have: the engine says why."""
     return next((one for one in list_adapters(model) if one.name == name), None)
+
+
+def _require_fitting(adapter: Path, model: Path | None) -> None:
+    """Raise CheckpointError where the model in `model` cannot have the adapter in `adapter`, with whatever room."""
+    if model is not None and adapter not in _fitting(model):
+        read_fitting(adapter, read_checkpoint(model))
+
+
+def _fitting(model: Path | None) -> list[Path]:
+    return [] if model is None else fitting_adapters(model)
 
 
 def _no_adapter(name: str, model: str, known: list[Path]) -> ApiError:

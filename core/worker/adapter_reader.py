@@ -54,8 +54,6 @@ class AdapterReader:
     def read(self, use: AdapterUse) -> ReadAdapter:
         """The adapter's weights, scaled. Raises DeckError with the reason why this model cannot have it."""
         adapter = read_adapter(use.folder)
-        if adapter.rank > self._bank.room.rank:
-            raise EngineError("adapter_over_rank", adapter=adapter.name, rank=adapter.rank, limit=self._bank.room.rank)
         try:
             version = str(use.folder), _changed_ns(use, ADAPTER_CONFIG), _changed_ns(use, WEIGHTS)
             weights = self._read.pop(version, None) or self._read_weights(adapter)
@@ -70,8 +68,6 @@ class AdapterReader:
 
     def _read_weights(self, adapter: AdapterShape) -> AdapterWeights:
         found = match_adapter(adapter, self._checkpoint)
-        if not self._bank.room.reaches_experts and any(expert_matrix(name) for name in found):
-            raise EngineError("adapter_no_expert_room", adapter=adapter.name)
         weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         of_experts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
         with safe_open(adapter.weights, "pt") as opened:
@@ -83,10 +79,20 @@ class AdapterReader:
                     weights[name] = a, b
                 else:
                     of_experts.setdefault(f"{one.stack}.{one.projection}", {})[one.number] = a, b
+        # Last: whoever makes room must not be told then that the adapter cannot be used at all.
+        self._require_room(adapter, bool(of_experts))
         stacks = adaptable_stacks(self._checkpoint)
         for name, parts in of_experts.items():
             weights[name] = stack_parts(parts, stacks[name.rpartition(".")[0]].num_experts)
         return weights
+
+    def _require_room(self, adapter: AdapterShape, changes_experts: bool) -> None:
+        """Raise EngineError where the model has to be loaded with more room for `adapter`."""
+        room = self._bank.room
+        if changes_experts and not room.reaches_experts:
+            raise EngineError("adapter_no_expert_room", adapter=adapter.name)
+        if adapter.rank > room.rank:
+            raise EngineError("adapter_over_rank", adapter=adapter.name, rank=adapter.rank, limit=room.rank)
 
     def _read_matrix(
         self, adapter: AdapterShape, name: str, matrix: LowRank, read: Callable[[str], torch.Tensor]

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import openai
 import pytest
+from safetensors.numpy import save_file
 
 from core.api.errors import shape_of
-from core.checkpoint.adapters import FILE_FAULTS
+from core.checkpoint.adapters import FILE_FAULTS, WEIGHTS
 from core.common.errors import CheckpointError
 from core.common.i18n import catalogue
 from core.common.paths import ROOT
@@ -94,6 +96,27 @@ def test_a_model_without_room_says_how_to_make_some(api_home: Path, runner: Runn
         refused = httpx2.post(f"{url}/v1/completions", json=body, timeout=WAIT_S)
         assert refused.status_code == 400 and "room" in error(refused)["message"]
         assert len(httpx2.get(f"{url}/v1/models", timeout=WAIT_S).json()["data"]) > 1
+
+
+def test_without_room_an_adapter_that_no_room_helps_is_told_why(api_home: Path, runner: Runner) -> None:
+    """Whoever made room was told then that there is no such adapter, or that it can only be merged."""
+    runner.load(api_home / "models" / MODEL)
+    assert runner.wait_while_loading(WAIT_S).phase == "ready"
+    folder = write_adapter(api_home / "adapters" / "head", api_home / "models" / MODEL)
+    parts = {"A": np.ones((4, 64), np.float16), "B": np.ones((384, 4), np.float16)}
+    save_file({f"base_model.model.lm_head.lora_{part}.weight": one for part, one in parts.items()}, folder / WEIGHTS)
+
+    def refusal(adapter: str) -> tuple[int, str]:
+        body = {"model": f"{MODEL}:{adapter}", "prompt": "hello"}
+        refused = httpx2.post(f"{url}/v1/completions", json=body, timeout=WAIT_S)
+        return refused.status_code, str(error(refused)["message"])
+
+    with api_server(runner, api_home) as url:
+        status, why = refusal("head")
+        missing = refusal("poet")
+    shutil.rmtree(folder)
+    assert status == 400 and "lm_head" in why and "quantize" in why and "Load model" not in why
+    assert missing == (404, f"{MODEL} has no adapter poet. There are: pirate.")
 
 
 @pytest.mark.parametrize(

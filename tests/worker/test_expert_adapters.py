@@ -288,6 +288,20 @@ def test_an_adapter_of_the_router_too_is_told_how_it_can_be_used(case: Case, tmp
     assert caught.value.key == "adapter_router" and 'exclude_modules: ["gate"]' in str(caught.value)
 
 
+def test_what_no_room_mends_is_told_before_the_room(case: Case, tmp_path: Path) -> None:
+    """It was sent to a load with more room, and then told that it can only be merged."""
+    _, reader = load(case, AdapterRoom(1, 4))
+    router = make_adapter(case.plain, tmp_path / "router", target_modules="all-linear", target_parameters=BOTH)
+    assert reason(reader, router) == "adapter_router"
+    damaged = Path(shutil.copytree(case.adapters["all"], tmp_path / "nan"))
+    tensors = load_file(damaged / WEIGHTS)
+    next(iter(tensors.values()))[-1, 0] = torch.nan
+    save_file(tensors, damaged / WEIGHTS)
+    assert reason(reader, damaged) == "adapter_nan"
+    # The next load has room for its rank by itself, and for experts where somebody wants that.
+    assert reason(reader, case.adapters["all"]) == "adapter_no_expert_room"
+
+
 def read(case: Case, name: str) -> Any:
     return read_adapter(case.adapters[name])
 
