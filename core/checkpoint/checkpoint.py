@@ -87,7 +87,7 @@ class Checkpoint:
         """Every quantized matrix by its module's name. Raises CheckpointError where shapes contradict one another."""
         if self.settled is not None:
             return self.settled.matrices
-        with self.remote_advice():
+        with remote_advice(self.path):
             return read_matrices(self.name, self.quantization, self.tensors)
 
     @property
@@ -108,7 +108,7 @@ class Checkpoint:
     @cached_property
     def layers(self) -> tuple[LayerShape, ...]:
         """The layers, first to last. Raises CheckpointError where the configuration's numbers are none."""
-        with self.remote_advice():
+        with remote_advice(self.path):
             return read_layers(self.name, self.config, self.tensors)
 
     @cached_property
@@ -126,16 +126,6 @@ class Checkpoint:
     @property
     def architecture(self) -> str:
         return architecture_name(self.config)
-
-    @contextmanager
-    def remote_advice(self) -> Iterator[None]:
-        """Nobody has downloaded what is not on disk: whatever contradicts itself there, "again" is no way round."""
-        try:
-            yield
-        except CheckpointError as error:
-            if self.path is None and error.key in CONTRADICTIONS:
-                raise CheckpointError(f"remote_{error.key}", **error.params) from error
-            raise
 
     def require_runs(self) -> None:
         """Raise CheckpointError where no load could run this model, with the reason: core/checkpoint/judgement.py."""
@@ -183,6 +173,17 @@ class Checkpoint:
     def stored_name(self, name: str) -> str:
         """What the files call the tensor `name`."""
         return self.tensors[name].stored_name or name
+
+
+@contextmanager
+def remote_advice(path: Path | None) -> Iterator[None]:
+    """Nobody has downloaded what is not on disk: whatever contradicts itself there, "again" is no way round."""
+    try:
+        yield
+    except CheckpointError as error:
+        if path is None and error.key in CONTRADICTIONS:
+            raise CheckpointError(f"remote_{error.key}", **error.params) from error
+        raise
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

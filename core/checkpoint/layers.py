@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,12 +70,8 @@ def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
     Older configurations leave out `intermediate_size` (4 * hidden). Raises CheckpointError "config_number" for a number
     that is missing or none, "config_layers" where the tensors are those of another number of layers.
     """
-    text = text_config(config)
-    count, hidden = read_number(model, text, "num_hidden_layers"), read_number(model, text, "hidden_size")
-    numbers = {int(match[1]) for name in tensors if (match := LAYER.match(name))}
-    # Names of other families have no number that is known here; a layer still has a tensor.
-    if (numbers and max(numbers) + 1 != count) or count > len(tensors):
-        raise CheckpointError("config_layers", folder=model, value=count, found=max(numbers, default=-1) + 1)
+    text, count = text_config(config), count_layers(model, config, tensors)
+    hidden = read_number(model, text, "hidden_size")
     kinds = text.get("layer_types")
     if not isinstance(kinds, list) or len(kinds) != count:
         kinds = [None] * count
@@ -89,6 +85,16 @@ def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
         own_mlp = _widened(mlp, attention) if is_widened else mlp
         layers.append(LayerShape(attention, own_mlp, state) if is_hybrid else LayerShape(state or attention, own_mlp))
     return tuple(layers)
+
+
+def count_layers(model: str, config: Mapping[str, Any], tensors: Collection[str]) -> int:
+    """How many layers `model` has. Raises as read_layers() does."""
+    count = read_number(model, text_config(config), "num_hidden_layers")
+    numbers = {int(match[1]) for name in tensors if (match := LAYER.match(name))}
+    # Names of other families have no number that is known here; a layer still has a tensor.
+    if (numbers and max(numbers) + 1 != count) or count > len(tensors):
+        raise CheckpointError("config_layers", folder=model, value=count, found=max(numbers, default=-1) + 1)
+    return count
 
 
 def _widened(mlp: Mlp, attention: FullAttention) -> Mlp:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention
-from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.checkpoint import Checkpoint, remote_advice
 from core.checkpoint.experts import FLOAT_ROUTERS, ROUTER, SIZES, expert_matrix, first_name
 from core.checkpoint.layers import LAYER, DenseMlp, Experts, LayerShape, Mlp, contradiction
 from core.checkpoint.numbers import read_number
@@ -133,7 +133,7 @@ def read_shape(
     """
     key = (ModelShape, merged)
     if key not in checkpoint.derived:
-        with checkpoint.remote_advice():
+        with remote_advice(checkpoint.path):
             checkpoint.derived[key] = _read_shape(checkpoint, merged)
     shape: ModelShape = checkpoint.derived[key]
     adapter_bytes = room_bytes(checkpoint, adapters)

@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.checkpoint import QUANTIZE_CONFIGS, FolderFiles
+from core.checkpoint.checkpoint import QUANTIZE_CONFIGS, FolderFiles, remote_advice
+from core.checkpoint.completeness import refuse_unlike
 from core.checkpoint.computed import is_computed
 from core.checkpoint.headers import TensorInfo, read_json
 from core.checkpoint.judgement import architecture_name, family_name, require_runs
-from core.checkpoint.layers import read_number
+from core.checkpoint.layers import count_layers, read_number
 from core.checkpoint.settings import plain_settings
 from core.checkpoint.tensor_names import name_tensors
 from core.checkpoint.text_config import quantization_of, text_config
@@ -143,6 +144,10 @@ def plain_model(files: ModelFiles, folder: Path | None = None) -> PlainModel:
     model = PlainModel(files.name, folder, config, name_tensors(config, tensors), weights.files)
     if not model.matrices:
         raise files.error("quantize_nothing", family=quoted_json(model.family))
+    with remote_advice(folder):
+        num_layers = count_layers(files.name, config, model.tensors)
+    if (unlike := refuse_unlike(files.name, config, model.tensors, {}, num_layers)) is not None:
+        raise unlike
     return model
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from cli.quantize import fraction_of, progress_text, show_left
 from core.checkpoint.checkpoint import read_checkpoint
@@ -20,7 +21,7 @@ from core.quantize.card import loss_text
 from core.quantize.folders import job_folder, left_folders
 from core.quantize.progress import QuantizeState
 from core.quantize.queue import QuantizeQueue
-from tests.support.checkpoints import make_checkpoint
+from tests.support.checkpoints import WEIGHTS, make_checkpoint
 from tests.support.command import call, environment
 from tests.support.plain_models import change_json, make_adapter, make_plain
 
@@ -113,6 +114,17 @@ def test_a_model_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "done")
     code, said = call(tmp_path, "quantize", str(tmp_path / "done"))
     assert code == 1 and "is quantized already (gptq)" in said
+
+
+def test_a_model_that_lacks_a_weight_is_refused_with_its_plan(plain: Path, tmp_path: Path) -> None:
+    """The plan was shown, and the job failed in the layer that lacks it with nothing but an exit code."""
+    folder = Path(shutil.copytree(plain, tmp_path / "given"))
+    tensors = load_file(folder / WEIGHTS)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / WEIGHTS)
+    code, said = call(tmp_path, "quantize", str(folder), "--group-size", "32", "--cpu", "--plan")
+    assert code == 1 and "given is incomplete" in said and "model.layers.1.mlp.up_proj.weight (missing: 1)" in said
+    assert "becomes GPTQ" not in said
 
 
 def test_an_adapter_that_names_another_base_is_merged_with_a_warning(plain: Path, tmp_path: Path) -> None:

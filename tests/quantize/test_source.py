@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from core.checkpoint.checkpoint import FolderFiles
 from core.checkpoint.headers import TensorInfo
 from core.common.errors import CheckpointError, InputError
 from core.memory.device_memory import DeviceMemory
 from core.quantize.job_file import JobFile, read_job, write_job
 from core.quantize.options import QuantizeOptions, check_group_size, check_name, result_name
 from core.quantize.plan import default_device, plan_job, result_checkpoint, verdicts
-from core.quantize.source import PlainModel, is_meta_format, read_plain
+from core.quantize.source import PlainModel, is_meta_format, plain_model, read_plain
 from core.quantize.target import folder_target
 from tests.support.checkpoints import WEIGHTS, make_checkpoint
 from tests.support.plain_models import EXPERTS, change_json, make_plain
@@ -59,9 +60,8 @@ def unknown_family(folder: Path) -> None:
 
 
 def bytes_for_weights(folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    tensors["model.layers.0.mlp.up_proj.weight"] = np.ones((128, 64), np.int8)
-    save_file(tensors, folder / WEIGHTS)
+    codes = {"model.layers.0.mlp.up_proj.weight": np.ones((128, 64), np.int8)}
+    change_tensors(folder, lambda tensors: tensors.update(codes))
 
 
 def no_tokenizer(folder: Path) -> None:
@@ -70,6 +70,32 @@ def no_tokenizer(folder: Path) -> None:
 
 def no_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
+
+
+def no_matrix_of_one_layer(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+
+
+def no_last_norm(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.pop("model.norm.weight"))
+
+
+def no_head(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.pop("lm_head.weight"))
+
+
+def head_of_rewards(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.update({"v_head.summary.weight": np.ones((1, 64), np.float16)}))
+
+
+def one_layer_more(folder: Path) -> None:
+    change_json(folder / "config.json", num_hidden_layers=1)
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +109,12 @@ def no_weights(folder: Path) -> None:
         (bytes_for_weights, "quantize_dtype"),
         (no_tokenizer, "tokenizer_missing"),
         (no_weights, "no_weights"),
+        # Jobs of these died in the layer that lacks it, or left out what is too much.
+        (no_matrix_of_one_layer, "missing_weight"),
+        (no_last_norm, "missing_weight"),
+        (no_head, "missing_weight"),
+        (head_of_rewards, "unexpected_weight"),
+        (one_layer_more, "config_layers"),
     ],
 )
 def test_what_cannot_be_quantized_is_refused(copy: Path, damage: Callable[[Path], None], key: str) -> None:
@@ -90,6 +122,13 @@ def test_what_cannot_be_quantized_is_refused(copy: Path, damage: Callable[[Path]
     with pytest.raises(CheckpointError) as raised:
         read_plain(copy)
     assert raised.value.key == key
+
+
+def test_a_repository_that_contradicts_itself_is_not_said_to_be_downloaded_again(copy: Path) -> None:
+    one_layer_more(copy)
+    with pytest.raises(CheckpointError) as raised:
+        plain_model(FolderFiles(copy))
+    assert raised.value.key == "remote_config_layers"
 
 
 def test_a_path_without_a_model_is_named_as_it_was_given(tmp_path: Path) -> None:
