@@ -12,6 +12,7 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.checkpoint.families import families
 from core.common.errors import CheckpointError
 from core.quantize.child import gptq, perplexity
+from core.quantize.child.class_check import check_tensors
 from core.quantize.families import KNOWN
 from core.quantize.job_file import JobFile
 from core.quantize.options import QuantizeOptions
@@ -83,6 +84,7 @@ def check_quantizing(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(folder)
     monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "2")
     (folder / "work").mkdir()
+    check_tensors(source, "made")
     before = perplexity.measure(source, "cpu", ignore)
     gptq.quantize(source, JobFile("made", source, OPTIONS), folder / "work", folder / "out", ignore)
     found = read_checkpoint(folder / "out")

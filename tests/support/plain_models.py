@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.checkpoints import make_tokenizer
+from core.memory.sizes import HALF_BYTES
+from tests.support.checkpoints import WEIGHTS, make_tokenizer
 
 VOCABULARY, CONTEXT_TOKENS = 384, 64
 SIZES: dict[str, Any] = {
@@ -47,6 +48,26 @@ def make_plain_with_pictures(folder: Path, family: str, text: dict[str, Any], vi
                                   tie_word_embeddings=False)  # fmt: skip
     AutoModelForImageTextToText.from_config(config).half().save_pretrained(folder)
     make_tokenizer(folder, VOCABULARY)
+    return folder
+
+
+def make_headers(folder: Path, model: Any) -> Path:
+    """What transformers' `model` without memory would be as a checkpoint. Of its weights only the header is written:
+    the numbers take nothing of a disk."""
+    from core.worker.model.tensor_check import tied_names
+
+    make_tokenizer(folder, VOCABULARY)
+    (folder / "config.json").write_text(model.config.to_json_string(use_diff=False), "utf-8")
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in model.state_dict().items():
+        if name not in tied_names(model):
+            begin, end = end, end + HALF_BYTES * tensor.numel()
+            header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    written = json.dumps(header).encode()
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(len(written).to_bytes(8, "little") + written)
+        file.truncate(8 + len(written) + end)
     return folder
 
 

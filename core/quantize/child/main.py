@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.common.errors import DeckError
+from core.common.paths import model_name
 from core.quantize.calibration import check_calibration
 from core.quantize.job_file import JobFile, read_job
 from core.quantize.options import check_group_size
@@ -51,7 +52,7 @@ def main() -> None:
 
 def make(job: JobFile, work: Path, out: Path, report: Report) -> dict[str, Any]:
     """Do the whole job; returns what there is to say of it. `out` gets the finished checkpoint. Raises DeckError."""
-    from core.quantize.child import gptq, merge, meta, perplexity
+    from core.quantize.child import class_check, gptq, merge, meta, perplexity
     from core.quantize.child.tokens import first_prompt
 
     watch = Watch(report)
@@ -62,6 +63,8 @@ def make(job: JobFile, work: Path, out: Path, report: Report) -> dict[str, Any]:
         check_group_size(read_plain(source), job.options)
         if job.options.calibration is not None:
             check_calibration(job.options.calibration, source)
+    # Before the merge, which takes longer and changes no name and no shape.
+    class_check.check_tensors(source, model_name(job.source))
     if job.options.adapters:
         source = watch.run("merge", lambda told: merge.merge(source, job.options, work / "merged", told))
     # A model is none the worse where its class cannot be measured.
