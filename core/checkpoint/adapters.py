@@ -115,7 +115,7 @@ def inner_adapters(folder: Path) -> list[str]:
         return []
     try:
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and is_adapter(path))
-    except OSError:
+    except (OSError, ValueError):  # The second for a name that no path can have.
         return []
 
 
