@@ -11,21 +11,23 @@ from core.common.values import printable
 from core.quantize import folders
 from core.quantize.job_file import read_job
 
+# Of a job its name, and where what it still reads is, with all folders above.
+Needs = tuple[tuple[str, frozenset[str]], ...]
 
-def needed_by_job(folder: Path) -> InputError | None:
-    """Why the model or adapter in `folder` is not deleted: a job reads it, or what lies in it, now or later."""
+
+def job_needs() -> Needs:
+    """What the jobs that are not done read, now or later."""
+    return tuple(_job_needs())
+
+
+def needed_by_job(folder: Path, needs: Needs | None = None) -> InputError | None:
+    """Why the model or adapter in `folder` is not deleted: a job reads it, or what lies in it, now or later. needs:
+    from `job_needs`, where many folders are asked for at once."""
     # Of a link only the link would go: not what it leads to.
     gone = {os.path.abspath(folder), _in_real_folder(folder)}
-    for name in folders.unfinished_jobs():
-        there = folders.job_folder(name)
-        try:
-            job = read_job(there)
-        except CheckpointError:
-            continue
-        # One that was copied or renamed is no job.
-        if job.name != name:
-            continue
-        if any(place in gone for path in (job.source, *job.options.adapters) for place in _places(path)):
+    for name, places in job_needs() if needs is None else needs:
+        if places & gone:
+            there = folders.job_folder(name)
             return InputError("delete_needed", name=printable(folder.name), job=name, folder=printable(str(there)))
     return None
 
@@ -34,6 +36,17 @@ def require_unneeded(folder: Path) -> None:
     """Raises InputError where `needed_by_job` has a reason."""
     if (needed := needed_by_job(folder)) is not None:
         raise needed
+
+
+def _job_needs() -> Iterator[tuple[str, frozenset[str]]]:
+    for name in folders.unfinished_jobs():
+        try:
+            job = read_job(folders.job_folder(name))
+        except CheckpointError:
+            continue
+        # One that was copied or renamed is no job.
+        if job.name == name:
+            yield name, frozenset(place for path in (job.source, *job.options.adapters) for place in _places(path))
 
 
 def _places(path: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from core.common.errors import InputError
 from core.library import maintenance
-from core.quantize.needed import needed_by_job, require_unneeded
+from core.quantize.needed import Needs, needed_by_job, require_unneeded
 
 
 def model_refusal(folder: Path) -> InputError | None:
@@ -15,9 +15,9 @@ def model_refusal(folder: Path) -> InputError | None:
     return maintenance.delete_refusal(folder) or needed_by_job(folder)
 
 
-def adapter_refusal(folder: Path) -> InputError | None:
-    """Why the adapter in `folder` is not deleted."""
-    return maintenance.adapter_refusal(folder) or needed_by_job(folder)
+def adapter_refusal(folder: Path, needs: Needs | None = None) -> InputError | None:
+    """Why the adapter in `folder` is not deleted; needs: as for needed_by_job()."""
+    return maintenance.adapter_refusal(folder) or needed_by_job(folder, needs)
 
 
 def delete_model(name: str) -> None:
