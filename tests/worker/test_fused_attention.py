@@ -93,6 +93,24 @@ def test_a_chunk_is_read_by_fused_attention(tmp_path: Path, monkeypatch: pytest.
         assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
 
 
+def test_experts_of_the_last_layer_take_the_rows_that_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    reference = make_family_checkpoint(tmp_path / "model", {"model_type": "qwen3_moe", **SIZES, **experts})
+    wanted = reference(chunk_tokens()[:, :NUM_THERE]).logits[0, -1]
+    _, run, (layer,) = open_fused(tmp_path / "model")
+    assert fuse_prefill(run.model, run.prefill) == 1 and layer.reads_few
+    rows = list[int]()
+    method = FusedExperts._run
+    monkeypatch.setattr(
+        FusedExperts, "_run", lambda self, hidden, *more: rows.append(len(hidden)) or method(self, hidden, *more)
+    )
+    for is_last_read in (False, True):
+        got = run.prefill(is_last_read)[0].float()
+        assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
+    assert rows == [CHUNK, 1]
+
+
 @pytest.mark.parametrize("is_quantized", [True, False], ids=["4 bit", "16 bit"])
 def test_many_chats_take_the_products_of_prompts(
     tmp_path: Path, is_quantized: bool, monkeypatch: pytest.MonkeyPatch
