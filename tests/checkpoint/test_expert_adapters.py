@@ -135,8 +135,12 @@ def test_experts_of_an_adapter_are_merged(plain: Path, tmp_path: Path) -> None:
 def test_nothing_is_merged_into_experts_that_lie_in_one_tensor(plain: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(plain, tmp_path / "base"))
     tensors = load_file(base / "model.safetensors")
-    downs = [tensors.pop(f"model.layers.0.mlp.experts.{number}.down_proj.weight") for number in range(4)]
-    tensors["model.layers.0.mlp.experts.down_proj"] = torch.stack(downs)
+    stack = "model.layers.0.mlp.experts"
+    gates, ups, downs = (
+        torch.stack([tensors.pop(f"{stack}.{number}.{one}.weight") for number in range(4)])
+        for one in ("gate_proj", "up_proj", "down_proj")
+    )
+    tensors |= {f"{stack}.gate_up_proj": torch.cat([gates, ups], dim=1), f"{stack}.down_proj": downs}
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     model = read_plain(base)
     folder = make_adapter(plain, tmp_path / "a", **PARAMETERS["all"])
