@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from core.bootstrap.stamp import mark_damaged
-from core.common.errors import DeckError
+from core.common.errors import DeckError, causes
 from core.common.paths import ROOT
 from core.common.terminal import Terminal
 
@@ -26,7 +26,7 @@ MAX_CHARS = 200
 
 def fault_of_machine(error: BaseException) -> DeckError | None:
     """The sentence for what `error`, or what it came from, says of the machine; None where it says nothing of that."""
-    return fault_in_log("\n".join(f"{type(one).__name__}: {one}".rstrip(": ") for one in _chain(error)))
+    return fault_in_log("\n".join(f"{type(one).__name__}: {one}".rstrip(": ") for one in causes(error)))
 
 
 def fault_in_log(text: str) -> DeckError | None:
@@ -51,9 +51,3 @@ def explain_faults(main: Callable[[], int], terminal: Terminal | None = None) ->
             mark_damaged(ROOT / ".venv")
         (terminal or Terminal()).error(fault)
         return 1
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

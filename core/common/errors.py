@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from core.common.i18n import translate
 from core.common.values import without_controls
 
@@ -49,6 +51,13 @@ class StarterError(DeckError):
 
 class InputError(DeckError):
     """What a person typed cannot be used; the command line ends with exit code 2."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _shown(value: str | int | float) -> str | int | float:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.common.errors import DeckError
+from core.bootstrap.pip import DISK_FULL
+from core.common.errors import DeckError, causes
 from core.common.files import folder_bytes, remove, sync
 from core.common.paths import models_dir
 from core.common.values import printable
@@ -22,6 +25,8 @@ LOCK, LOG = ".lock", "build.log"
 # What was fetched to be quantized; the library does not see it.
 SOURCES = ".sources"
 MIB = 2**20
+# A disk with less is full: not every library tells why it could not write.
+NO_ROOM_BYTES = MIB
 
 
 def job_folder(name: str) -> Path:
@@ -115,14 +120,9 @@ def place(name: str) -> Path:
 
 def check_room(needed_bytes: int) -> None:
     """Raise DeckError where the disk with models/ has less room than a job takes at most."""
-    base = models_dir()
-    with errors_explained(base):
-        base.mkdir(parents=True, exist_ok=True)
-        status = os.statvfs(base)
-    free_bytes = status.f_bavail * status.f_frsize
-    if free_bytes < needed_bytes + MARGIN_BYTES:
-        more = needed_bytes + MARGIN_BYTES - free_bytes
-        raise DeckError("quantize_space", folder=printable(str(base)), needed_mib=-(-needed_bytes // MIB),
+    more = needed_bytes + MARGIN_BYTES - free_bytes()
+    if more > 0:
+        raise DeckError("quantize_space", folder=printable(str(models_dir())), needed_mib=-(-needed_bytes // MIB),
                         more_mib=-(-more // MIB))  # fmt: skip
 
 
@@ -132,11 +132,32 @@ def errors_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise disk_full() from error
         where = printable(str(error.filename or path))
         raise DeckError("download_write", path=where, why=error.strerror or str(error)) from error
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether `error`, or what it came from, says that a disk is full; safetensors says so in words alone."""
+    return any(
+        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT)) or re.search(DISK_FULL, str(one))
+        for one in causes(error)
+    )
+
+
+def free_bytes() -> int:
+    """What is free on the disk with models/, which may have to be made yet."""
+    folder = models_dir().absolute()
+    while not os.path.exists(folder):
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def has_no_room() -> bool:
+    """Whether next to nothing is free on the disk with models/."""
+    return free_bytes() < NO_ROOM_BYTES
+
+
 def disk_full() -> DeckError:
-    return DeckError("quantize_disk_full", folder=printable(str(models_dir())))
+    return DeckError("quantize_disk_full", folder=printable(str(models_dir())), free_mib=free_bytes() // MIB)

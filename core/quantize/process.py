@@ -16,7 +16,7 @@ from core.bootstrap.machine_faults import fault_in_log
 from core.bootstrap.pip import DISK_FULL
 from core.common.errors import CheckpointError, DeckError
 from core.common.paths import ROOT
-from core.quantize.folders import LOG, disk_full
+from core.quantize.folders import LOG, disk_full, has_no_room
 from core.starter.build import messages
 
 MODULE = "core.quantize.child.main"
@@ -96,6 +96,9 @@ class QuantizeProcess:
         # Nothing but the system's watch over its memory ends a process like that unasked.
         if returncode == -signal.SIGKILL:
             return DeckError("quantize_killed", log=str(self._log))
+        # The log lies on the same disk: it cannot tell.
+        if has_no_room():
+            return disk_full()
         # What is mapped into memory ended before it was read: a library has no error for it.
         if returncode == -signal.SIGBUS:
             return DeckError("quantize_file_lost", log=str(self._log))

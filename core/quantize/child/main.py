@@ -12,13 +12,16 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from core.common.errors import DeckError
 from core.common.paths import model_name
 from core.quantize.calibration import check_calibration
+from core.quantize.folders import disk_full, has_no_room, is_full
 from core.quantize.job_file import JobFile, read_job
 from core.quantize.options import check_group_size
 from core.quantize.source import read_plain
@@ -40,14 +43,27 @@ def main() -> None:
     def report(stage: str, fraction: float, **more: int) -> None:
         channel.write(json.dumps({"stage": stage, "fraction": fraction} | more) + "\n")
 
-    try:
-        answer: dict[str, Any] = {"result": make(read_job(job), work, job / "out", report)}
-    except DeckError as error:
-        answer = {"error": {"key": error.key, "params": error.params}}
-    channel.write(json.dumps(answer) + "\n")
+    channel.write(json.dumps(do(job, work, report)) + "\n")
     channel.flush()
     # Threads of gptqmodel's pools may outlive the work by minutes.
     os._exit(0)
+
+
+def do(job: Path, work: Path, report: Report) -> dict[str, Any]:
+    """Do the job in the folder `job`; what to tell of its end. Raises what only the log can tell of."""
+    try:
+        return {"result": make(read_job(job), work, job / "out", report)}
+    except DeckError as error:
+        told = error
+    except Exception as error:
+        # gptqmodel and torch write by themselves, and torch does not say why it could not.
+        if not is_full(error) and not has_no_room():
+            raise
+        told = disk_full()
+        # The log lies on the same disk.
+        with suppress(OSError):
+            traceback.print_exc()
+    return {"error": {"key": told.key, "params": told.params}}
 
 
 def make(job: JobFile, work: Path, out: Path, report: Report) -> dict[str, Any]:
