@@ -31,6 +31,7 @@ from core.memory.device_memory import DeviceMemory
 from core.quantize.answer import answer_words
 from core.quantize.calibration import check_calibration
 from core.quantize.card import loss_words
+from core.quantize.folders import check_room
 from core.quantize.job import QuantizeJob
 from core.quantize.options import (
     BITS,
@@ -91,6 +92,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     plan = plan_job(target.model, options, device, target.is_meta)
     show_plan(target, options, plan, devices, device, terminal)
     show_parts(name, steps, options, terminal)
+    check_room(name, plan.disk_bytes + target.fetched_bytes, target.source)
     if arguments.plan:
         return 0
     folder = make(target, options, device, name, terminal)

@@ -118,12 +118,26 @@ def place(name: str) -> Path:
     return target
 
 
-def check_room(needed_bytes: int) -> None:
-    """Raise DeckError where the disk with models/ has less room than a job takes at most."""
-    more = needed_bytes + MARGIN_BYTES - free_bytes()
-    if more > 0:
-        raise DeckError("quantize_space", folder=printable(str(models_dir())), needed_mib=-(-needed_bytes // MIB),
-                        more_mib=-(-more // MIB))  # fmt: skip
+def lack_of_room(name: str, needed_bytes: int, source: Source | None = None) -> DeckError | None:
+    """What to say where the disk with models/ has less room than a job takes at most; None where it has enough.
+
+    needed_bytes: all that the job writes, with what is fetched from `source`. What is there of it already counts.
+    """
+    there_bytes = sum(one.num_bytes for one in left_folders(name, source))
+    # The reader adds them up: each is rounded to the side that is safe.
+    needed_mib, kept_mib = -(-max(0, needed_bytes - there_bytes) // MIB), MARGIN_BYTES // MIB
+    free_mib = free_bytes() // MIB
+    more_mib = needed_mib + kept_mib - free_mib
+    if more_mib <= 0:
+        return None
+    return DeckError("quantize_space", folder=printable(str(models_dir())), needed_mib=needed_mib, kept_mib=kept_mib,
+                     free_mib=free_mib, more_mib=more_mib)  # fmt: skip
+
+
+def check_room(name: str, needed_bytes: int, source: Source | None = None) -> None:
+    """Raises DeckError where lack_of_room has something to say."""
+    if (lack := lack_of_room(name, needed_bytes, source)) is not None:
+        raise lack
 
 
 @contextmanager

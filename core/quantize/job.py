@@ -248,7 +248,7 @@ class QuantizeJob:
             check_calibration(options.calibration, None if self.file.is_meta else folder)
         plan = plan_job(model, options, self.file.device, self.file.is_meta)
         self._resumes = plan.resumes
-        folders.check_room(plan.disk_bytes)
+        folders.check_room(self.id, plan.disk_bytes)
 
     def _told(self, message: dict[str, Any]) -> None:
         with self._lock:

@@ -39,6 +39,11 @@ class Target:
         return (self.folder is not None and cached_repo(self.folder)) or ""
 
     @property
+    def fetched_bytes(self) -> int:
+        """What its download takes; 0 of a folder."""
+        return self.model.size_bytes if self.folder is None else 0
+
+    @property
     def tokenizer_folder(self) -> Path | None:
         """Where the model's tokenizer can be read already: not of what is fetched or converted first."""
         return None if self.is_meta else self.folder

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from cli.main import main
 from cli.quantize import fraction_of, progress_text, show_left
 from core.checkpoint.checkpoint import read_checkpoint
 from core.common.paths import ROOT
 from core.common.terminal import Terminal
 from core.hub.progress import JobState
+from core.quantize import folders
 from core.quantize.card import loss_text
 from core.quantize.folders import job_folder, left_folders
 from core.quantize.progress import QuantizeState
@@ -52,6 +54,19 @@ def test_the_plan_names_where_the_result_lies_and_what_it_is_made_of(plain: Path
                       "--calibration", str(tmp_path / "own.txt"))  # fmt: skip
     assert code == 0 and f"in this order: poet (rank 8, {poet}), pirate (rank 8, {pirate})." in said
     assert f"calibrated on your text {tmp_path}/own.txt." in said and "Tiny-1M-poet-pirate-GPTQ-4bit-32g." in said
+
+
+@pytest.mark.parametrize("plan", [["--plan"], []])
+def test_a_disk_that_is_too_small_is_told_with_the_plan(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan: list[str]
+) -> None:
+    """The plan ended with exit code 0 and not a word of it."""
+    monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "models"))
+    monkeypatch.setattr(folders, "free_bytes", lambda: 3 << 20)
+    code = main(["quantize", str(plain), "--group-size", "32", "--cpu", *plan])
+    said = capsys.readouterr().err
+    assert code == 1 and "The result will lie in" in said and "3 MiB are free: free" in said
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(

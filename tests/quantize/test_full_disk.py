@@ -14,6 +14,8 @@ import pytest
 from safetensors import SafetensorError
 
 from core.common.errors import DeckError
+from core.hub.address import Address
+from core.hub.source import Source
 from core.quantize import folders
 from core.quantize.child import main as child
 from core.quantize.job_file import JobFile, write_job
@@ -98,3 +100,30 @@ def test_a_disk_on_which_nothing_can_be_begun_is_told_too(tmp_path: Path, monkey
     with pytest.raises(DeckError) as raised, folders.errors_explained(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert raised.value.key == "quantize_disk_full" and isinstance(raised.value.params["free_mib"], int)
+
+
+def test_what_is_needed_what_is_free_and_what_to_free_add_up(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 MiB were needed, 2 were free, and 64 more were to be freed: what the system keeps was not told."""
+    monkeypatch.setattr(folders, "free_bytes", lambda: (2 << 20) + 5000)
+    lack = folders.lack_of_room("made", (1 << 20) + 5)
+    assert lack is not None
+    found = lack.params
+    assert (found["needed_mib"], found["kept_mib"], found["free_mib"], found["more_mib"]) == (2, 64, 2, 64)
+    assert all(f"{found[name]} MiB" in lack.sentence("en") for name in found if name != "folder")
+    monkeypatch.setattr(folders, "free_bytes", lambda: (2 + 64) << 20)
+    assert folders.lack_of_room("made", (1 << 20) + 5) is None
+
+
+def test_a_job_that_goes_on_needs_only_what_is_not_there_yet(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever freed what the rest takes was told to free room for all of it."""
+    source = Source(Address("me/plain", "main"), "https://hub.test", "huggingface")
+    for folder, size_mib in ((models / ".quantize-made", 70), (models / ".sources" / ".download-me_plain", 20)):
+        folder.mkdir(parents=True)
+        with open(folder / "part", "wb") as file:
+            file.truncate(size_mib << 20)
+    monkeypatch.setattr(folders, "free_bytes", lambda: (30 + 64) << 20)
+    assert folders.lack_of_room("made", 100 << 20) is None
+    assert folders.lack_of_room("made", 120 << 20, source) is None
+    monkeypatch.setattr(folders, "free_bytes", lambda: 64 << 20)
+    for lack in (folders.lack_of_room("made", 100 << 20), folders.lack_of_room("made", 120 << 20, source)):
+        assert lack is not None and (lack.params["needed_mib"], lack.params["more_mib"]) == (30, 30)

@@ -17,7 +17,7 @@ from core.hub.source import Source
 from core.quantize import folders
 from core.quantize.options import QuantizeOptions
 from core.quantize.queue import QuantizeQueue
-from core.quantize.target import repo_target
+from core.quantize.target import folder_target, repo_target
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.first_words import ASKED, FakeCheck
 from tests.support.hub_standin import HubStandin
@@ -67,6 +67,8 @@ def test_a_repository_is_looked_at_by_its_headers(hub: HubStandin, plain: Path) 
     target = repo_target(source_at(hub), None)
     assert (target.title, target.repo, target.folder) == ("Tiny-1M", REPO, None)
     assert len(target.model.matrices) == 14
+    # Its download has to find room on the disk as well.
+    assert target.fetched_bytes == target.model.size_bytes > 0 == folder_target(plain).fetched_bytes
 
 
 def test_a_repository_that_is_quantized_already_is_refused_before_a_download(hub: HubStandin) -> None:

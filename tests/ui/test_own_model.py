@@ -12,6 +12,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from core.common.errors import CheckpointError, DeckError
+from core.quantize import folders
 from core.quantize.queue import QuantizeQueue
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.first_words import ASKED, FakeCheck
@@ -138,6 +139,14 @@ def test_the_plan_and_the_verdict_come_before_the_button(models: Path, locale: s
     tab = group(open_form(locale), 32)
     assert needs in words(tab) and escape(f"{models}/Tiny-1M-GPTQ-4bit-32g") in words(tab)
     assert "own_begin" in keys(tab)
+
+
+def test_the_plan_tells_of_a_disk_that_is_too_small(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "free_bytes", lambda: 3 << 20)
+    tab = group(open_form(), 32)
+    assert "has too little room" in "\n".join(one.value for one in tab.warning)
+    monkeypatch.setattr(folders, "free_bytes", lambda: 1 << 40)
+    assert not run(tab).warning
 
 
 def test_a_group_that_fits_no_matrix_is_refused_in_words(models: Path) -> None:

@@ -19,6 +19,7 @@ from core.hub.source import read_source
 from core.hub.tokens import token_for
 from core.library.fingerprint import fingerprint
 from core.quantize.calibration import MAX_FILE_BYTES, check_calibration
+from core.quantize.folders import lack_of_room
 from core.quantize.options import (
     BITS,
     DEFAULT_GROUP_SIZE,
@@ -40,7 +41,7 @@ from ui.load.disk import size_words
 from ui.load.entries_cache import models
 from ui.load.gauge import draw_choice
 from ui.load.gpu_choice import devices_here
-from ui.shared.errors import show_error
+from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_alone
 from ui.shared.i18n import text, tr
 from ui.shared.identity import show_words
@@ -236,6 +237,8 @@ def draw_plan(target: Target, options: QuantizeOptions) -> None:
         redraw_alone(draw_choice, result, devices, f"own_{name}")
     with st.container(border=True):
         _draw_needs(plan, device, free_bytes(devices[int(device[5:])]) if device != "cpu" else 0)
+        if lack := lack_of_room(name, plan.disk_bytes + target.fetched_bytes, target.source):
+            st.warning(sentence(lack), icon=":material/hard_drive:")
         _draw_parts(name, steps, options)
         st.button(tr("own.begin"), key="own_begin", icon=":material/compress:", type="primary", width="stretch",
                   on_click=_begin, args=(Choice(target, options, name, device),))  # fmt: skip
