@@ -134,8 +134,38 @@ class Harmful:
 
 
 def a_program(folder: Path) -> None:
+    torch.save({"x": Harmful(folder / "harmed")}, folder / "consolidated.00.pth")
+
+
+def a_bare_program(folder: Path) -> None:
     with (folder / "consolidated.00.pth").open("wb") as file:
         pickle.dump({"x": Harmful(folder / "harmed")}, file)
+
+
+def half_a_file(folder: Path) -> None:
+    path = folder / "consolidated.01.pth"
+    path.write_bytes(path.read_bytes()[:-3000])
+
+
+def a_file_that_cannot_be_read(folder: Path) -> None:
+    (folder / "consolidated.01.pth").unlink()
+    (folder / "consolidated.01.pth").mkdir()
+
+
+def more_layers(folder: Path) -> None:
+    (folder / "params.json").write_text(json.dumps(PARAMS | {"n_layers": 1}))
+
+
+def heads_that_do_not_share_the_width(folder: Path) -> None:
+    (folder / "params.json").write_text(json.dumps(PARAMS | {"n_heads": 5}))
+
+
+def other_numbers(folder: Path) -> None:
+    (folder / "params.json").write_text(json.dumps(PARAMS | {"n_kv_heads": 1}))
+
+
+def a_file_too_many(folder: Path) -> None:
+    shutil.copyfile(folder / "consolidated.01.pth", folder / "consolidated.02.pth")
 
 
 def a_layer_less(folder: Path) -> None:
@@ -161,11 +191,18 @@ def no_tensors(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "key"),
     [
-        (a_program, "meta_weights"),
+        (a_program, "meta_pickle"),
+        (a_bare_program, "meta_weights"),
+        (half_a_file, "meta_weights"),
+        (a_file_that_cannot_be_read, "unreadable"),
+        (more_layers, "meta_layers"),
+        (heads_that_do_not_share_the_width, "meta_params"),
+        (other_numbers, "meta_shapes"),
+        (a_file_too_many, "meta_shapes"),
         (a_layer_less, "meta_layer"),
         (a_strange_tensor, "meta_tensor"),
         (other_shards, "meta_shards"),
-        (no_tensors, "meta_weights"),
+        (no_tensors, "meta_pickle"),
     ],
 )
 def test_files_that_are_no_llama_leave_nothing(
@@ -175,7 +212,9 @@ def test_files_that_are_no_llama_leave_nothing(
     with pytest.raises(CheckpointError) as raised:
         meta.convert(copy, tmp_path / "converted", ignore)
     assert raised.value.key == key
-    assert not (tmp_path / "converted").exists() and not (copy / "harmed").exists()
+    # torch advised to read a program with weights_only=False, which runs it.
+    assert "torch.load" not in str(raised.value) and "weights_only" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == [copy] and not (copy / "harmed").exists()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +233,29 @@ def test_a_missing_file_is_named(copy: Path) -> None:
     with pytest.raises(CheckpointError) as raised:
         folder_target(copy)
     assert raised.value.params["file"] == "consolidated.00.pth"
+
+
+def cut_along_its_words(tensors: dict[str, torch.Tensor], part: int) -> None:
+    """As Llama 3 has the embedding in several files."""
+    tensors["tok_embeddings.weight"] = torch.ones(SIZES["vocab_size"], PARAMS["dim"]).chunk(2)[part].clone()
+
+
+@pytest.mark.parametrize("is_third", [False, True])
+def test_files_that_are_missing_at_the_end_are_told_by_the_shapes(copy: Path, tmp_path: Path, is_third: bool) -> None:
+    """Half a model was converted, and then refused for its groups: its down_proj had half of its inputs."""
+    if is_third:
+        (copy / "params.json").write_text(json.dumps(PARAMS | {"vocab_size": SIZES["vocab_size"]}))
+        for part, path in enumerate(sorted(copy.glob("*.pth"))):
+            tensors = torch.load(path, weights_only=True)
+            cut_along_its_words(tensors, part)
+            torch.save(tensors, path)
+        assert meta.convert(copy, tmp_path / "whole", ignore).is_dir()
+    (copy / "consolidated.01.pth").unlink()
+    with pytest.raises(CheckpointError) as raised:
+        meta.convert(copy, tmp_path / "converted", ignore)
+    assert raised.value.key == "meta_missing" and not (tmp_path / "converted").exists()
+    said = raised.value.sentence("en")
+    assert "1 of 2 files" in said and "consolidated.01.pth" in said and "has the shape [" in said
 
 
 def test_the_plan_of_metas_format_is_near_that_of_the_converted_model(copy: Path, tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ torch.load(weights_only=True), which makes tensors alone of them.
 from __future__ import annotations
 
 import base64
+import errno
+import math
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from core.checkpoint.headers import unreadable
 from core.common.errors import CheckpointError
 from core.quantize.source import META_WEIGHTS, require_meta
 from core.starter.quantize import write_json
@@ -45,6 +49,7 @@ LLAMA3_SPECIALS = tuple(
     """.split()
 )
 Tensors = dict[str, torch.Tensor]
+Shape = tuple[int, ...]
 
 
 def convert(source: Path, folder: Path, report: Callable[..., None]) -> Path:
@@ -53,15 +58,16 @@ def convert(source: Path, folder: Path, report: Callable[..., None]) -> Path:
         return folder
     params = require_meta(source)
     shards = [load(path) for path in sorted(source.iterdir()) if META_WEIGHTS.fullmatch(path.name)]
-    for shard in shards:
-        if shard.keys() != shards[0].keys():
-            raise CheckpointError("meta_shards", folder=source.name)
+    own_shapes = [{name: value.shape for name, value in shard.items()} for shard in shards]
+    if any(one != own_shapes[0] for one in own_shapes):
+        raise CheckpointError("meta_shards", folder=source.name)
+    check_shapes(source.name, shards, params)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     num_layers, vocabulary, intermediate = params["n_layers"], 0, 0
     weight_map: dict[str, str] = {}
-    for number, (file, tensors) in enumerate(parts(source.name, shards, params)):
+    for number, (file, tensors) in enumerate(parts(shards, params)):
         save_file(tensors, partial / file, metadata={"format": "pt"})
         (partial / file).chmod(0o644)
         weight_map |= dict.fromkeys(tensors, file)
@@ -87,12 +93,94 @@ def load(path: Path) -> Tensors:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if isinstance(found, dict) and all(isinstance(value, torch.Tensor) for value in found.values()):
             return {name: value for name, value in found.items() if name != "rope.freqs"}
+    # torch's own sentences advise to read the file in a way that runs what is in it.
+    except pickle.UnpicklingError as error:
+        raise CheckpointError("meta_pickle", file=path.name) from error
     except Exception as error:  # What a pickle of a stranger raises has no end of kinds.
-        raise CheckpointError("meta_weights", file=path.name, why=f"{type(error).__name__}: {error}") from error
-    raise CheckpointError("meta_weights", file=path.name, why="it holds other things than tensors")
+        # A file that ends too early cannot be mapped.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise unreadable(path, error) from error
+        raise CheckpointError("meta_weights", file=path.name) from error
+    raise CheckpointError("meta_pickle", file=path.name)
 
 
-def parts(model: str, shards: list[Tensors], params: dict[str, Any]) -> Iterator[tuple[str, Tensors]]:
+def check_shapes(model: str, shards: list[Tensors], params: dict[str, Any]) -> None:
+    """Raises CheckpointError where the files together are not the Llama that params.json tells of.
+
+    Names do not tell that the last files are missing; shapes do.
+    """
+    if params["dim"] % (2 * params["n_heads"]):
+        raise CheckpointError("meta_params", folder=model, setting="n_heads", value=params["n_heads"])
+    wanted, count = shapes(shards, params), len(shards)
+    for name, value in shards[0].items():
+        if (match := LAYER.fullmatch(name)) and int(match[1]) >= params["n_layers"]:
+            raise CheckpointError("meta_layers", folder=model, layer=int(match[1]) + 1, count=params["n_layers"])
+        if match and name not in wanted:
+            raise CheckpointError("meta_tensor", folder=model, name=name)
+        # Without a weight's name it is a table of angles, as the first Llamas have in each layer.
+        if (whole := wanted.get(name)) is None:
+            continue
+        axis = split_axis(name, value.shape, params["dim"])
+        found = times(value.shape, axis, count)
+        if found == whole:
+            continue
+        total = count * math.prod(whole) // max(1, math.prod(found))
+        if total > count and times(value.shape, axis, total) == whole:
+            raise CheckpointError("meta_missing", folder=model, name=name, found=str(list(found)),
+                                  wanted=str(list(whole)), count=count, total=total,
+                                  last=f"consolidated.{total - 1:02}.pth")  # fmt: skip
+        raise CheckpointError("meta_shapes", folder=model, name=name, found=str(list(found)), wanted=str(list(whole)))
+    # A head that is the embedding may be left out.
+    if lacking := [name for name in wanted if name not in shards[0] and name != "output.weight"]:
+        raise CheckpointError("meta_layer", folder=model, name=lacking[0])
+
+
+def shapes(shards: list[Tensors], params: dict[str, Any]) -> dict[str, Shape]:
+    """The shape of every tensor of the whole model. What params.json does not tell is taken from the files."""
+    hidden, heads = params["dim"], params["n_heads"]
+    kv_features = hidden // heads * (params.get("n_kv_heads") or heads)
+
+    def first_side(name: str) -> Shape:
+        shape = shards[0][name].shape if name in shards[0] else ()
+        return times(shape, split_axis(name, shape, hidden), len(shards))[:1]
+
+    intermediate = first_side("layers.0.feed_forward.w1.weight")
+    vocabulary = (params["vocab_size"],) if params["vocab_size"] > 0 else first_side("tok_embeddings.weight")
+    of_layer: dict[str, Shape] = {
+        "attention.wq": (hidden, hidden),
+        "attention.wk": (kv_features, hidden),
+        "attention.wv": (kv_features, hidden),
+        "attention.wo": (hidden, hidden),
+        "feed_forward.w1": (*intermediate, hidden),
+        "feed_forward.w2": (hidden, *intermediate),
+        "feed_forward.w3": (*intermediate, hidden),
+        "attention_norm": (hidden,),
+        "ffn_norm": (hidden,),
+    }
+    ends = {"tok_embeddings": (*vocabulary, hidden), "norm": (hidden,), "output": (*vocabulary, hidden)}
+    layers = {
+        f"layers.{layer}.{name}": shape for layer in range(params["n_layers"]) for name, shape in of_layer.items()
+    }
+    return {f"{name}.weight": shape for name, shape in (ends | layers).items()}
+
+
+def split_axis(name: str, shape: Shape, hidden: int) -> int | None:
+    """Along which side the shards of a tensor lie; None: every shard has the whole."""
+    if name == "tok_embeddings.weight":
+        # Llama 1 and 2 cut the embedding along its width, Llama 3 along its words.
+        return int(shape[-1:] != (hidden,))
+    if name == "output.weight":
+        return 0
+    match = LAYER.fullmatch(name)
+    return NAMES.get(match[2], ("", None))[1] if match else None
+
+
+def times(shape: Shape, axis: int | None, count: int) -> Shape:
+    """The shape of `count` shards together."""
+    return tuple(size * count if number == axis else size for number, size in enumerate(shape))
+
+
+def parts(shards: list[Tensors], params: dict[str, Any]) -> Iterator[tuple[str, Tensors]]:
     """One file a layer, and one for the embedding, the norm and the head: no more than a layer is in memory at once."""
     num_layers = params["n_layers"]
     for layer in range(num_layers):
@@ -101,26 +189,18 @@ def parts(model: str, shards: list[Tensors], params: dict[str, Any]) -> Iterator
             match = LAYER.fullmatch(name)
             if match is None or int(match[1]) != layer:
                 continue
-            if match[2] not in NAMES:
-                raise CheckpointError("meta_tensor", folder=model, name=name)
             ours, axis = NAMES[match[2]]
             value = joined(shards, name, axis)
             if ours.endswith(("q_proj", "k_proj")):
                 heads = params["n_heads"] if ours.endswith("q_proj") else params.get("n_kv_heads") or params["n_heads"]
                 value = reordered(value, heads)
             found[f"model.layers.{layer}.{ours}.weight"] = value.contiguous().clone()
-        if len(found) != len(NAMES):
-            raise CheckpointError("meta_layer", folder=model, layer=layer)
         yield f"model-{layer + 1:05}-of-{num_layers + 1:05}.safetensors", found
     ends: Tensors = {}
     for name, ours in (("tok_embeddings", "model.embed_tokens"), ("norm", "model.norm"), ("output", "lm_head")):
         if f"{name}.weight" in shards[0]:
-            # Llama 1 and 2 cut the embedding along its width, Llama 3 along its words.
-            is_wide = name == "tok_embeddings" and shards[0]["tok_embeddings.weight"].shape[1] != params["dim"]
-            axis = None if name == "norm" else int(is_wide)
+            axis = split_axis(f"{name}.weight", shards[0][f"{name}.weight"].shape, params["dim"])
             ends[f"{ours}.weight"] = joined(shards, f"{name}.weight", axis).contiguous().clone()
-    if "model.embed_tokens.weight" not in ends or "model.norm.weight" not in ends:
-        raise CheckpointError("meta_layer", folder=model, layer=num_layers)
     head = ends.get("lm_head.weight")
     if head is not None and torch.equal(head, ends["model.embed_tokens.weight"]):
         del ends["lm_head.weight"]
