@@ -31,8 +31,9 @@ from core.memory.device_memory import DeviceMemory
 from core.quantize.answer import answer_words
 from core.quantize.calibration import check_calibration
 from core.quantize.card import loss_words
-from core.quantize.folders import check_room
+from core.quantize.folders import check_room, job_folder
 from core.quantize.job import QuantizeJob
+from core.quantize.last_failure import read_failure
 from core.quantize.options import (
     BITS,
     DEFAULT_GROUP_SIZE,
@@ -92,6 +93,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     plan = plan_job(target.model, options, device, target.is_meta)
     show_plan(target, options, plan, devices, device, terminal)
     show_parts(name, steps, options, terminal)
+    if (failure := read_failure(job_folder(name))) is not None:
+        terminal.say("quantize_failed_before", name=name, reason=failure.sentence(terminal.language))
     check_room(name, plan.disk_bytes + target.fetched_bytes, target.source)
     if arguments.plan:
         return 0

@@ -54,9 +54,11 @@ class InputError(DeckError):
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """`error`, what it was raised from, and so on."""
-    while error is not None:
+    """`error`, what it was raised from, and so on; each once, as an error can be raised from itself."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
         yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 

@@ -43,7 +43,11 @@ class JobQueue(ABC, Generic[AnyJob]):
     @abstractmethod
     def _look(self, known: Collection[str]) -> tuple[set[str], dict[str, AnyJob]]:
         """What lies unfinished on disk: the ids of all of it, and paused jobs of what nobody works at and is not among
-        `known`. Without the lock."""
+        `known`; those may be looked at again. Without the lock."""
+
+    def _may_vanish(self, job: AnyJob) -> bool:
+        """Whether a job rests, and another process may finish or remove it."""
+        return job.phase == "paused"
 
     @abstractmethod
     def _pause(self, job: AnyJob) -> None: ...
@@ -57,12 +61,12 @@ class JobQueue(ABC, Generic[AnyJob]):
         """In the order of adding. What other processes left unfinished is there too, paused."""
         with self._changed:
             known = set(self._jobs)
-            resting = {job_id for job_id, job in self._jobs.items() if job.phase == "paused"}
+            resting = {job_id for job_id, job in self._jobs.items() if self._may_vanish(job)}
         there, found = self._look(known)
         with self._changed:
             # Another process has finished or removed these.
             for job_id in resting - there:
-                if job_id in self._jobs and self._jobs[job_id].phase == "paused":
+                if job_id in self._jobs and self._may_vanish(self._jobs[job_id]):
                     del self._jobs[job_id]
             for job_id, job in found.items():
                 if job_id not in self._jobs | dict.fromkeys(self._being_added | self._forgotten):

@@ -23,6 +23,7 @@ from core.quantize.answer import Check, EngineCheck, FirstWords
 from core.quantize.calibration import check_calibration
 from core.quantize.card import write_card
 from core.quantize.job_file import JobFile, write_job
+from core.quantize.last_failure import forget_failure, keep_failure, read_failure
 from core.quantize.options import check_group_size, merge_steps
 from core.quantize.plan import plan_job
 from core.quantize.process import QuantizeProcess
@@ -66,6 +67,7 @@ class QuantizeJob:
         self._result: dict[str, Any] | None = None
         self._left: tuple[folders.LeftFolder, ...] = ()
         self._resumes = False
+        self._is_found = False
 
     @property
     def id(self) -> str:
@@ -79,6 +81,11 @@ class QuantizeJob:
     @property
     def phase(self) -> Phase:
         return self._phase
+
+    @property
+    def may_vanish(self) -> bool:
+        """Whether the job rests, and another process may finish or remove it."""
+        return self._phase == "paused" or (self._is_found and self._phase == "failed")
 
     @property
     def can_pause(self) -> bool:
@@ -152,12 +159,27 @@ class QuantizeJob:
         with self._lock:
             if self._phase in ("paused", "failed"):
                 self._clock, self._error, self._wanted, self._download = StageClock(), None, None, None
+                self._is_found = False
                 self._inactive.clear()
                 self._phase = "queued"
 
-    def mark_paused(self) -> None:
-        """Show a job of an earlier process, which nobody has asked for yet in this one."""
+    def mark_found(self) -> None:
+        """This job is another process's or an earlier one's, and nobody has asked this one for it yet."""
+        self._is_found = True
         self._end("paused")
+        self.look()
+
+    def look(self) -> None:
+        """Show a job that was found as its folder tells now: paused, or failed and why."""
+        failure = read_failure(folders.job_folder(self.id))
+        with self._lock:
+            if not self._is_found or self._phase not in ("paused", "failed") or str(failure) == str(self._error):
+                return
+            if failure is not None:
+                self._fail(failure)
+            else:
+                self._error = None
+                self._end("paused")
 
     def run(self) -> None:
         """Do the work, from the source to models/. Every error becomes the job's state."""
@@ -167,21 +189,34 @@ class QuantizeJob:
             self._phase = "running"
         try:
             with folders.locked(self.id):
-                self._work()
-            self._end("done")
+                failure = self._try()
         except Stopped:
             self._end_stopped()
+            return
         except DeckError as error:
-            self._fail(error)
+            failure = error
+        if failure is None:
+            self._end("done")
+        else:
+            self._fail(failure)
+
+    def _try(self) -> DeckError | None:
+        """Do the work; why it failed. Raises Stopped."""
+        try:
+            self._work()
+            return None
+        except Stopped:
+            raise
         except Exception as error:  # Whatever it is becomes a sentence on the page.
-            log.exception("quantizing %s", self.name)
-            self._fail(DeckError("quantize_fault", model=self.name, why=f"{type(error).__name__}: {error}"))
+            return self._kept(error)
 
     def _work(self) -> None:
+        folder = folders.job_folder(self.id)
+        with folders.errors_explained(folder):
+            forget_failure(folder)
         if self.source is not None:
             self._fetch(self.source)
         self._check()
-        folder = folders.job_folder(self.id)
         with folders.errors_explained(folder):
             write_job(folder, self.file)
             with self._lock:
@@ -282,16 +317,24 @@ class QuantizeJob:
         if not any(record is not None and folder_name(record.source) == name for record in others):
             folders.remove_source(folders.sources_folder() / name)
 
-    def _fail(self, error: DeckError) -> None:
-        """What is refused leaves nothing behind. Once the process had begun, its half-made work stays."""
-        self._error = error
+    def _kept(self, error: Exception) -> DeckError:
+        """`error` as a sentence, which stands in the job's folder too. What is refused leaves nothing behind; once the
+        process had begun, its half-made work stays."""
+        if not isinstance(error, DeckError):
+            log.error("quantizing %s", self.name, exc_info=error)
+            error = DeckError("quantize_fault", model=self.name, why=f"{type(error).__name__}: {error}")
+        folder = folders.job_folder(self.id)
         try:
-            folder = folders.job_folder(self.id)
-            with folders.errors_explained(folder):
-                if not (folder / folders.LOG).exists() and self.source is None:
-                    remove(folder)
-        except DeckError as another:
+            if (folder / folders.LOG).exists() or self.source is not None:
+                keep_failure(folder, error)
+            else:
+                remove(folder)
+        except OSError as another:
             log.warning("%s: %s", self.name, another)
+        return error
+
+    def _fail(self, error: DeckError) -> None:
+        self._error = error
         self._left = folders.left_folders(self.id, self.source)
         self._end("failed")
 

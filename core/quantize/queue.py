@@ -89,6 +89,9 @@ class QuantizeQueue(JobQueue[QuantizeJob]):
                 del self._jobs[job_id]
         self._sweep()
 
+    def _may_vanish(self, job: QuantizeJob) -> bool:
+        return job.may_vanish
+
     def _pause(self, job: QuantizeJob) -> None:
         job.stop("paused")
 
@@ -102,7 +105,11 @@ class QuantizeQueue(JobQueue[QuantizeJob]):
     def _look(self, known: Collection[str]) -> tuple[set[str], dict[str, QuantizeJob]]:
         names, found = folders.unfinished_jobs(), {}
         for name in names:
-            if name in known or folders.is_locked(name):
+            if name in known:
+                if (there := self._find(name)) is not None:
+                    there.look()
+                continue
+            if folders.is_locked(name):
                 continue
             try:
                 file = read_job(folders.job_folder(name))
@@ -112,7 +119,7 @@ class QuantizeQueue(JobQueue[QuantizeJob]):
             record = read_record(folders.job_folder(name))
             if file.name == name:
                 job = found[name] = self._job(file, record.source if record else None)
-                job.mark_paused()
+                job.mark_found()
         return set(names), found
 
     def _sweep(self) -> None:

@@ -15,12 +15,14 @@ from safetensors.numpy import load_file, save_file
 from cli.main import main
 from cli.quantize import fraction_of, progress_text, show_left
 from core.checkpoint.checkpoint import read_checkpoint
+from core.common.errors import DeckError
 from core.common.paths import ROOT
 from core.common.terminal import Terminal
 from core.hub.progress import JobState
 from core.quantize import folders
 from core.quantize.card import loss_text
 from core.quantize.folders import job_folder, left_folders
+from core.quantize.last_failure import forget_failure, keep_failure
 from core.quantize.progress import QuantizeState
 from core.quantize.queue import QuantizeQueue
 from tests.support.checkpoints import WEIGHTS, make_checkpoint
@@ -202,6 +204,17 @@ def test_a_failed_job_says_where_its_work_lies_and_what_to_do_with_it(
     assert "./llamadeck quantize 'a b' --cpu" in said and f"rm -r '{left.folder}'" in said
     show_left(QuantizeState("failed"), Terminal("en"))
     assert "".join(capsys.readouterr()) == ""
+
+
+def test_the_same_command_says_why_the_job_failed_the_last_time(plain: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / ".quantize-mine"
+    folder.mkdir(parents=True)
+    keep_failure(folder, DeckError("quantize_no_numbers"))
+    arguments = ("quantize", str(plain), "--group-size", "32", "--cpu", "--plan", "--name", "mine")
+    code, said = call(tmp_path, *arguments)
+    assert code == 0 and "an earlier job of the name mine failed. The model computes no numbers" in said
+    forget_failure(folder)
+    assert "failed" not in call(tmp_path, *arguments)[1]
 
 
 @pytest.mark.parametrize(("percent", "text"), [(-3.0, ""), (0.04, ""), (2.04, "2.0"), (12.4, "12")])

@@ -97,7 +97,7 @@ def test_a_source_stays_where_quantizing_failed_and_goes_with_the_job(hub: HubSt
     assert [path.name for path in (models / folders.SOURCES).iterdir()] == ["me_Tiny-1M"]
     later = QuantizeQueue(lambda endpoint: None, FakeProcess, FakeCheck)  # type: ignore[arg-type]
     (found,) = later.jobs
-    assert (found.phase, found.name) == ("paused", REPO)
+    assert (found.phase, found.name) == ("failed", REPO)
     asked = len(hub.requests)
     later.cancel(found.id)
     later.close()

@@ -13,7 +13,9 @@ from streamlit.testing.v1 import AppTest
 
 from core.common.errors import CheckpointError, DeckError
 from core.quantize import folders
+from core.quantize.options import QuantizeOptions
 from core.quantize.queue import QuantizeQueue
+from core.quantize.target import folder_target
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.first_words import ASKED, FakeCheck
 from tests.support.pages import click, open_tab, run, words
@@ -220,4 +222,20 @@ def test_what_failed_says_why_and_can_be_tried_again(models: Path) -> None:
     tab = until(click(group(open_form(), 32), "own_begin"), "computes no numbers")
     assert escape(f"{models}/.quantize-Tiny-1M-GPTQ-4bit-32g") in words(tab) and "*Dismiss* deletes it" in words(tab)
     FakeProcess.error = None
+    until(click(tab, "own_resume_Tiny-1M-GPTQ-4bit-32g"), "It loses 2.0 %")
+
+
+def test_a_job_that_failed_under_a_command_stands_as_failed_and_says_why(models: Path) -> None:
+    """It stood there as paused and starting, with not a word of what had happened."""
+    target = folder_target(models / "Tiny-1M")
+    FakeProcess.error = CheckpointError("quantize_no_numbers")
+    FakeProcess.go_on.set()
+    command = QuantizeQueue(start=FakeProcess, make_check=FakeCheck)  # type: ignore[arg-type]
+    assert command.add(target, QuantizeOptions(group_size=32), "cpu").wait(30)
+    command.close()
+    FakeProcess.error = None
+    tab = open_tab("1_Download")
+    named(tab.segmented_control, "download_section_choice").set_value("jobs")
+    tab = until(run(tab), "computes no numbers")
+    assert "Failed" in read(tab) and "Paused" not in read(tab) and "*Dismiss* deletes it" in words(tab)
     until(click(tab, "own_resume_Tiny-1M-GPTQ-4bit-32g"), "It loses 2.0 %")
