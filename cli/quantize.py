@@ -12,16 +12,17 @@ from pathlib import Path
 
 from cli.download import progress_text as download_text
 from cli.download import size_text, time_text
-from cli.fit import find_folder, parse_whole
+from cli.fit import find_folder
 from core.checkpoint.adapter_folders import find_adapter
 from core.checkpoint.adapters import is_other_base
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import InputError
 from core.common.host_memory import available_bytes
 from core.common.i18n import translate
 from core.common.paths import models_dir
 from core.common.signals import StopSignals
 from core.common.terminal import Terminal
-from core.common.values import printable
+from core.common.values import printable, quoted_text
 from core.gpu.snapshot import read_snapshot
 from core.gpu.torch_support import installed_torch, usable_gpus
 from core.hub.endpoints import MODELSCOPE, checked_endpoint
@@ -37,6 +38,7 @@ from core.quantize.last_failure import read_failure
 from core.quantize.options import (
     BITS,
     DEFAULT_GROUP_SIZE,
+    GROUP_SIZES,
     MergeStep,
     QuantizeOptions,
     check_group_size,
@@ -51,8 +53,6 @@ from core.quantize.queue import QuantizeQueue
 from core.quantize.target import Target, folder_target, repo_target
 
 REDRAW_S = 0.2
-# What is a number at all; which of them are offered is for QuantizeOptions to say.
-NUMBERS = (-1, 100_000)
 
 
 def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
@@ -109,8 +109,11 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
 
 def find_target(arguments: Namespace, endpoint: str) -> Target:
     """The folder or the repository that the arguments name. Raises DeckError for what cannot be quantized."""
-    folder = None if arguments.revision else find_folder(arguments.target)
-    if folder is not None:
+    folder = find_folder(arguments.target)
+    # With a revision a bare name is a repository's, also where models/ has a folder of that name.
+    if folder is not None and not (arguments.revision and is_plain_name(arguments.target)):
+        if arguments.revision and folder.is_dir():
+            raise InputError("revision_of_folder", folder=printable(arguments.target))
         return folder_target(folder)
     source = read_source(arguments.target, arguments.source, endpoint, arguments.revision)
     if "/" not in source.address.repo:
@@ -122,14 +125,21 @@ def read_options(arguments: Namespace, target: Target) -> QuantizeOptions:
     """Raises InputError for numbers that are none and adapters that are not there."""
     group = arguments.group_size
     return QuantizeOptions(
-        bits=parse_whole("--bits", arguments.bits or str(BITS[0]), *NUMBERS),
-        group_size=parse_whole("--group-size", group or str(DEFAULT_GROUP_SIZE), *NUMBERS),
+        bits=parse_choice("quantize_bits", arguments.bits or str(BITS[0]), BITS),
+        group_size=parse_choice("quantize_group_size", group or str(DEFAULT_GROUP_SIZE), GROUP_SIZES),
         is_act_order=arguments.act_order,
         is_symmetric=not arguments.asymmetric,
         adapters=tuple(find_adapter(text, target.folder) for text in arguments.adapter),
         calibration=Path(os.path.expanduser(arguments.calibration)).absolute() if arguments.calibration else None,
         sees_all=arguments.all_experts,
     )
+
+
+def parse_choice(error: str, text: str, known: Sequence[int]) -> int:
+    """One of the numbers `known`, as QuantizeOptions takes them. Raises InputError, also for what is no number."""
+    if (found := {str(one): one for one in known}.get(text.strip())) is None:
+        raise InputError(error, value=quoted_text(text), known=", ".join(map(str, known)))
+    return found
 
 
 def find_devices() -> list[DeviceMemory]:

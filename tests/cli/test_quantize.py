@@ -75,7 +75,10 @@ def test_a_disk_that_is_too_small_is_told_with_the_plan(
     ("options", "words"),
     [
         (["--bits", "3"], "3 bit is not offered"),
-        (["--bits", "four"], "--bits"),
+        # What was possible was told as a whole number up to 100000.
+        (["--bits", "four"], "four bit is not offered. Choose one of: 4, 8."),
+        (["--bits", "4.0"], "4.0 bit is not offered. Choose one of: 4, 8."),
+        (["--group-size", "1e2"], "1e2 is not offered. Choose one of: 32, 64, 128, -1"),
         (["--group-size", "48"], "48 is not offered"),
         (["--group-size", "128"], "cannot be quantized in groups of 128"),
         (["--adapter", "nothing"], "There is no adapter nothing"),
@@ -100,6 +103,14 @@ def test_a_path_with_dots_is_followed_before_its_name_is_used(plain: Path, tmp_p
                           "--adapter", str(dotted))  # fmt: skip
         assert code == 0 and "Tiny-1M (" in said and "/Tiny-1M-poet-GPTQ-4bit-32g." in said
         assert f"in this order: poet (rank 8, {adapter})." in said
+
+
+def test_a_folder_has_no_revision(plain: Path, tmp_path: Path) -> None:
+    """Its path was said to be no name of a repository."""
+    code, said = call(tmp_path, "quantize", str(plain), "--revision", "foo", "--cpu", "--plan")
+    assert code == 2 and f"{plain} is a folder, which has no branches. Leave out --revision." in said
+    code, said = call(tmp_path, "quantize", str(tmp_path / "nothing"), "--revision", "foo", "--cpu", "--plan")
+    assert code == 2 and "is not a folder" in said
 
 
 @pytest.mark.parametrize("name", ["nothing/here/./..", "empty", "tiny/config.json"])
