@@ -279,7 +279,10 @@ def test_an_adapter_that_cannot_be_beside_the_model_is_refused_in_words(case: Ca
     loud = make_adapter(case.plain, tmp_path / "loud", target_modules=["q_proj"], lora_alpha=1e30)
     _, reader = load(case, AdapterRoom(1, 8), torch.float16)
     assert reason(loud) == "adapter_range"
-    assert reason(tmp_path) == "adapter_none"
+    # There are adapters in it.
+    assert reason(tmp_path) == "adapter_deeper"
+    (tmp_path / "empty").mkdir()
+    assert reason(tmp_path / "empty") == "adapter_none"
 
 
 def test_room_takes_what_the_plan_says(case: Case) -> None:

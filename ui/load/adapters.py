@@ -19,10 +19,9 @@ from core.library.scan import LibraryEntry
 from core.memory.adapter_room import MAX_ADAPTERS, NO_ROOM, AdapterRoom, adaptable_stacks, room_bytes
 from core.memory.cpu_fit import ADAPTER_COPIES
 from core.memory.sizes import MIB
-from core.quantize.needed import Needs, job_needs
 from ui.load.bar import memory_size
 from ui.load.disk import size_words
-from ui.shared.deleting import adapter_refusal, delete_adapter
+from ui.shared.deleting import Refusals, adapter_refusals, delete_adapter
 from ui.shared.errors import sentence, show_error
 from ui.shared.i18n import text, tr
 from ui.shared.icon_buttons import icons
@@ -60,11 +59,12 @@ def draw_found(entry: LibraryEntry, found: list[FoundAdapter]) -> None:
     """The adapters of the model, each with its rank and size, or why it is of no use: those in adapters/ that were
     trained on it, and all in its own folder."""
     told = [one for one in found if one.is_of_model or one.folder.parent == entry.folder]
-    if told:
-        st.markdown(f"**{tr('load.adapters_found')}**")
-    needs = job_needs() if told else ()
+    if not told:
+        return
+    st.markdown(f"**{tr('load.adapters_found')}**")
+    refusals = adapter_refusals()
     for one in told:
-        _draw_one(one, entry.name, needs)
+        _draw_one(one, entry.name, refusals)
 
 
 def draw_unused(found: list[FoundAdapter]) -> None:
@@ -76,9 +76,9 @@ def draw_unused(found: list[FoundAdapter]) -> None:
                      icon=":material/tune:"):  # fmt: skip
         if any(one.shape is not None for one in found):
             st.caption(tr("adapter.unused_help"))
-        needs = job_needs()
+        refusals = adapter_refusals()
         for one in found:
-            _draw_one(one, "", needs)
+            _draw_one(one, "", refusals)
 
 
 def about_words(adapter: AdapterShape) -> str:
@@ -86,8 +86,8 @@ def about_words(adapter: AdapterShape) -> str:
     return tr("load.adapter_line", rank=adapter.rank, size=size_words(adapter.num_bytes), base=base)
 
 
-def _draw_one(one: FoundAdapter, model: str, needs: Needs) -> None:
-    """One adapter as it is shown with `model`, "" for none, and how it is deleted, unless jobs have `needs` of it."""
+def _draw_one(one: FoundAdapter, model: str, refusals: Refusals) -> None:
+    """One adapter as it is shown with `model`, "" for none, and how it is deleted, or why it is not."""
     if one.shape is None:
         assert one.error is not None
         icon, about = ":material/block:", sentence(one.error)
@@ -102,7 +102,7 @@ def _draw_one(one: FoundAdapter, model: str, needs: Needs) -> None:
         with icons(f"adapter_{thing}"):
             with st.popover(tr("library.delete"), icon=":material/delete:", key=f"adapter_ask_{thing}",
                             help=tr("library.delete")):  # fmt: skip
-                _draw_question(one, thing, model, needs)
+                _draw_question(one, thing, model, refusals)
     if refused := st.session_state.pop(_error_key(model, one.folder), None):
         show_error(refused)
 
@@ -113,11 +113,11 @@ def _has_expert_room(model: str) -> bool:
     return state.model == model and state.facts is not None and state.facts.adapters.reaches_experts
 
 
-def _draw_question(one: FoundAdapter, thing: str, model: str, needs: Needs) -> None:
+def _draw_question(one: FoundAdapter, thing: str, model: str, refusals: Refusals) -> None:
     if is_in_use(one.folder):
         st.markdown(tr("adapter.delete_used", name=one.name))
         return
-    if (refusal := adapter_refusal(one.folder, needs)) is not None:
+    if (refusal := refusals(one.folder)) is not None:
         st.markdown(sentence(refusal))
         return
     st.markdown(delete_question(one.folder))

@@ -3,11 +3,14 @@ still reads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from core.common.errors import InputError
 from core.library import maintenance
-from core.quantize.needed import Needs, needed_by_job, require_unneeded
+from core.quantize.needed import job_needs, needed_by_job, require_unneeded
+
+Refusals = Callable[[Path], InputError | None]
 
 
 def model_refusal(folder: Path) -> InputError | None:
@@ -15,9 +18,10 @@ def model_refusal(folder: Path) -> InputError | None:
     return maintenance.delete_refusal(folder) or needed_by_job(folder)
 
 
-def adapter_refusal(folder: Path, needs: Needs | None = None) -> InputError | None:
-    """Why the adapter in `folder` is not deleted; needs: as for needed_by_job()."""
-    return maintenance.adapter_refusal(folder) or needed_by_job(folder, needs)
+def adapter_refusals() -> Refusals:
+    """Of any folder why the adapter in it is not deleted. The jobs are read once for all of them."""
+    needs = job_needs()
+    return lambda folder: maintenance.adapter_refusal(folder) or needed_by_job(folder, needs)
 
 
 def delete_model(name: str) -> None:
@@ -28,6 +32,6 @@ def delete_model(name: str) -> None:
 
 def delete_adapter(folder: Path) -> None:
     """Raises InputError for one that is not to be deleted, DeckError where it cannot be removed."""
-    if (refusal := adapter_refusal(folder)) is not None:
+    if (refusal := adapter_refusals()(folder)) is not None:
         raise refusal
     maintenance.delete_adapter(folder)

@@ -171,6 +171,8 @@ def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[
         return 0
     with record_layer_calls(layers, cache) as calls:
         run_decode()
+    # Layers whose number is not known are -1.
+    last = model.config.get_text_config().num_hidden_layers - 1 if isinstance(model, PreTrainedModel) else None
     mixers, mlps, fused = MixerMaker(cache), MlpMaker(), dict[str, FusedDecoderLayer]()
     for place, (name, layer) in enumerate(zip(found, layers, strict=True)):
         call = calls.get(place)
@@ -182,7 +184,7 @@ def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[
         if one is None:
             log.info("layer %d is not fused", place)
         else:
-            one.is_last = index_of(layer) == model.config.get_text_config().num_hidden_layers - 1
+            one.is_last = index_of(layer) == last
             fused[name] = one
     for name, one in fused.items():
         put(model, name, one)
