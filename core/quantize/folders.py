@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from core.common.paths import models_dir
 from core.common.values import printable
 from core.hub.folders import MARGIN_BYTES, ModelFolders
 from core.hub.source import Source, folder_name
+from core.library.scan import free_bytes
 
 PREFIX = ".quantize-"
 LOCK, LOG = ".lock", "build.log"
@@ -126,7 +126,7 @@ def lack_of_room(name: str, needed_bytes: int, source: Source | None = None) -> 
     there_bytes = sum(one.num_bytes for one in left_folders(name, source))
     # The reader adds them up: each is rounded to the side that is safe.
     needed_mib, kept_mib = -(-max(0, needed_bytes - there_bytes) // MIB), MARGIN_BYTES // MIB
-    free_mib = free_bytes() // MIB
+    free_mib = free_bytes(models_dir()) // MIB
     more_mib = needed_mib + kept_mib - free_mib
     if more_mib <= 0:
         return None
@@ -160,18 +160,12 @@ def is_full(error: BaseException) -> bool:
     )
 
 
-def free_bytes() -> int:
-    """What is free on the disk with models/, which may have to be made yet."""
-    folder = models_dir().absolute()
-    while not os.path.exists(folder):
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
 def has_no_room() -> bool:
     """Whether next to nothing is free on the disk with models/."""
-    return free_bytes() < NO_ROOM_BYTES
+    return free_bytes(models_dir()) < NO_ROOM_BYTES
 
 
 def disk_full() -> DeckError:
-    return DeckError("quantize_disk_full", folder=printable(str(models_dir())), free_mib=free_bytes() // MIB)
+    return DeckError(
+        "quantize_disk_full", folder=printable(str(models_dir())), free_mib=free_bytes(models_dir()) // MIB
+    )

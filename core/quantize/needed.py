@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from core.common.errors import CheckpointError, InputError
@@ -12,12 +12,22 @@ from core.quantize import folders
 from core.quantize.job_file import read_job
 
 # Of a job its name, and where what it still reads is, with all folders above.
-Needs = tuple[tuple[str, frozenset[str]], ...]
+Needs = Sequence[tuple[str, frozenset[str]]]
 
 
 def job_needs() -> Needs:
     """What the jobs that are not done read, now or later."""
-    return tuple(_job_needs())
+    found = []
+    for name in folders.unfinished_jobs():
+        try:
+            job = read_job(folders.job_folder(name))
+        except CheckpointError:
+            continue
+        # One that was copied or renamed is no job.
+        if job.name == name:
+            places = (place for path in (job.source, *job.options.adapters) for place in _places(path))
+            found.append((name, frozenset(places)))
+    return found
 
 
 def needed_by_job(folder: Path, needs: Needs | None = None) -> InputError | None:
@@ -36,17 +46,6 @@ def require_unneeded(folder: Path) -> None:
     """Raises InputError where `needed_by_job` has a reason."""
     if (needed := needed_by_job(folder)) is not None:
         raise needed
-
-
-def _job_needs() -> Iterator[tuple[str, frozenset[str]]]:
-    for name in folders.unfinished_jobs():
-        try:
-            job = read_job(folders.job_folder(name))
-        except CheckpointError:
-            continue
-        # One that was copied or renamed is no job.
-        if job.name == name:
-            yield name, frozenset(place for path in (job.source, *job.options.adapters) for place in _places(path))
 
 
 def _places(path: Path) -> Iterator[str]:

@@ -64,7 +64,7 @@ def test_a_disk_that_is_too_small_is_told_with_the_plan(
 ) -> None:
     """The plan ended with exit code 0 and not a word of it."""
     monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(folders, "free_bytes", lambda: 3 << 20)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: 3 << 20)
     code = main(["quantize", str(plain), "--group-size", "32", "--cpu", *plan])
     said = capsys.readouterr().err
     assert code == 1 and "The result will lie in" in said and "3 MiB are free: free" in said

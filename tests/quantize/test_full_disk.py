@@ -65,7 +65,7 @@ def test_the_process_says_that_the_disk_is_full(
     free_mib: int,
 ) -> None:
     monkeypatch.setattr(child, "make", failing(error, cause))
-    monkeypatch.setattr(folders, "free_bytes", lambda: free_mib << 20)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: free_mib << 20)
     told = child.do(job, job, ignore)["error"]
     assert told == {"key": "quantize_disk_full", "params": {"folder": str(job.parent), "free_mib": free_mib}}
     said = DeckError(told["key"], **told["params"]).sentence("en")
@@ -74,7 +74,7 @@ def test_the_process_says_that_the_disk_is_full(
 
 def test_what_has_another_cause_stays_in_the_log(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "make", failing(TORCH_WRITES))
-    monkeypatch.setattr(folders, "free_bytes", lambda: 500 << 20)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: 500 << 20)
     with pytest.raises(RuntimeError, match="PytorchStreamWriter"):
         child.do(job, job, ignore)
 
@@ -88,7 +88,7 @@ def test_a_thread_that_ends_the_process_without_a_word_is_explained_by_the_disk(
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(program))
-    monkeypatch.setattr(folders, "free_bytes", lambda: free_mib << 20)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: free_mib << 20)
     with pytest.raises(DeckError) as raised:
         QuantizeProcess(job, "cpu").run(lambda message: None)
     assert raised.value.key == key
@@ -104,13 +104,13 @@ def test_a_disk_on_which_nothing_can_be_begun_is_told_too(tmp_path: Path, monkey
 
 def test_what_is_needed_what_is_free_and_what_to_free_add_up(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """2 MiB were needed, 2 were free, and 64 more were to be freed: what the system keeps was not told."""
-    monkeypatch.setattr(folders, "free_bytes", lambda: (2 << 20) + 5000)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: (2 << 20) + 5000)
     lack = folders.lack_of_room("made", (1 << 20) + 5)
     assert lack is not None
     found = lack.params
     assert (found["needed_mib"], found["kept_mib"], found["free_mib"], found["more_mib"]) == (2, 64, 2, 64)
     assert all(f"{found[name]} MiB" in lack.sentence("en") for name in found if name != "folder")
-    monkeypatch.setattr(folders, "free_bytes", lambda: (2 + 64) << 20)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: (2 + 64) << 20)
     assert folders.lack_of_room("made", (1 << 20) + 5) is None
 
 
@@ -121,9 +121,9 @@ def test_a_job_that_goes_on_needs_only_what_is_not_there_yet(models: Path, monke
         folder.mkdir(parents=True)
         with open(folder / "part", "wb") as file:
             file.truncate(size_mib << 20)
-    monkeypatch.setattr(folders, "free_bytes", lambda: (30 + 64) << 20)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: (30 + 64) << 20)
     assert folders.lack_of_room("made", 100 << 20) is None
     assert folders.lack_of_room("made", 120 << 20, source) is None
-    monkeypatch.setattr(folders, "free_bytes", lambda: 64 << 20)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: 64 << 20)
     for lack in (folders.lack_of_room("made", 100 << 20), folders.lack_of_room("made", 120 << 20, source)):
         assert lack is not None and (lack.params["needed_mib"], lack.params["more_mib"]) == (30, 30)

@@ -346,7 +346,7 @@ def test_what_is_wrong_is_said_before_anything_is_begun(
 def test_a_disk_without_room_is_told_before(
     make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "free_bytes", lambda: 2 << 20)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: 2 << 20)
     job = make_queue(WaitingProcess).add(folder_target(plain), OPTIONS, "cpu")
     assert job.wait(30)
     error = job.snapshot().error

@@ -144,10 +144,10 @@ def test_the_plan_and_the_verdict_come_before_the_button(models: Path, locale: s
 
 
 def test_the_plan_tells_of_a_disk_that_is_too_small(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "free_bytes", lambda: 3 << 20)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: 3 << 20)
     tab = group(open_form(), 32)
     assert "has too little room" in "\n".join(one.value for one in tab.warning)
-    monkeypatch.setattr(folders, "free_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(folders, "free_bytes", lambda folder: 1 << 40)
     assert not run(tab).warning
 
 

@@ -141,6 +141,7 @@ def test_experts_with_their_router_compute_the_block(name: str) -> None:
 
 def test_experts_are_fused_where_the_attention_is_not() -> None:
     model: Any = nn.Sequential(make_layer("qwen3_moe"))
+    model.config = qwen3.Qwen3MoeConfig(num_hidden_layers=1)
     hidden = torch.randn((2, 1, HIDDEN), generator=torch.Generator().manual_seed(5)).half()
     cache = GraphCache(PagedCache(2, 8, 2, torch.float16, {}), 2)
     cache.set_targets(torch.tensor([0, 1]), torch.tensor([[3], [5]]), torch.tensor([4, 6]))

@@ -172,7 +172,7 @@ def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[
     with record_layer_calls(layers, cache) as calls:
         run_decode()
     # Layers whose number is not known are -1.
-    last = model.config.get_text_config().num_hidden_layers - 1 if isinstance(model, PreTrainedModel) else None
+    last = model.config.get_text_config().num_hidden_layers - 1
     mixers, mlps, fused = MixerMaker(cache), MlpMaker(), dict[str, FusedDecoderLayer]()
     for place, (name, layer) in enumerate(zip(found, layers, strict=True)):
         call = calls.get(place)
