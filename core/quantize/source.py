@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,8 @@ PLAIN_DTYPES = ("F32", "F16", "BF16")
 META_PARAMS, META_TOKENIZERS = "params.json", ("tokenizer.model",)
 # What params.json of the first Llamas leaves to the tokenizer.
 META_VOCABULARY, HALF_BYTES = 32000, 2
+# Files name no layer beyond.
+MAX_META_LAYERS = 10_000
 META_WEIGHTS = re.compile(r"consolidated\.[0-9]{2}\.pth")
 # A matrix of a layer, or of one of its experts: what gptqmodel quantizes. Routers and gates of one number stay plain.
 LAYER_MATRIX = re.compile(r"\.(layers|h|blocks)\.[0-9]+\..*[^.]+\.weight$")
@@ -186,15 +188,34 @@ def meta_model(folder: Path) -> PlainModel:
     return PlainModel(folder.name, folder, config, tensors, ())
 
 
+def _is_count(value: object) -> bool:
+    return is_whole(value) and value > 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+# Whether a value of params.json is one that a Llama can have. What is left out or null has a default.
+META_NUMBERS: dict[str, Callable[[object], bool]] = {
+    "dim": _is_count,
+    "n_layers": lambda value: is_whole(value) and 0 < value <= MAX_META_LAYERS,
+    "n_heads": _is_count,
+    "n_kv_heads": lambda value: value is None or _is_count(value),
+    # The first Llamas leave the vocabulary to the tokenizer, as -1.
+    "vocab_size": is_whole,
+    "rope_theta": lambda value: value is None or _is_number(value),
+    "norm_eps": lambda value: value is None or _is_number(value),
+}
+
+
 def require_meta(folder: Path) -> dict[str, Any]:
     """What params.json says of a model in Meta's format. Raises CheckpointError where a part is missing or wrong."""
     params = read_json(folder / META_PARAMS) or {}
-    for key in ("dim", "n_layers", "n_heads", "vocab_size"):
-        # The first Llamas leave the vocabulary to the tokenizer, as -1.
-        if not is_whole(params.get(key)) or (params[key] < 1 and key != "vocab_size"):
-            raise CheckpointError(
-                "meta_params", folder=printable(folder.name), setting=key, value=quoted_value(params.get(key))
-            )
+    for key, is_right in META_NUMBERS.items():
+        value = params.get(key)
+        if not is_right(value):
+            raise CheckpointError("meta_params", folder=printable(folder.name), setting=key, value=quoted_value(value))
     if not any((folder / name).is_file() for name in META_TOKENIZERS):
         raise CheckpointError("meta_tokenizer", folder=printable(folder.name))
     numbers = sorted(int(path.name[13:15]) for path in folder.iterdir() if META_WEIGHTS.fullmatch(path.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from core.quantize.job_file import JobFile
 from core.quantize.options import QuantizeOptions
 from core.quantize.plan import result_checkpoint
 from core.quantize.source import read_plain
-from tests.support.plain_models import EXPERTS, make_plain, make_plain_with_pictures
+from tests.support.plain_models import EXPERTS, VOCABULARY, make_plain, make_plain_with_pictures
 
 OPTIONS = QuantizeOptions(8, 32)
 FOUR: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -44,6 +45,21 @@ PICTURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                   "num_attention_heads": 2, "image_size": 28, "patch_size": 14}),
     "qwen2_5_vl": (MROPE, {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64,
                            "intermediate_size": 64, "patch_size": 14}),
+}  # fmt: skip
+
+
+NULL: dict[str, Any] = {"head_dim": None}
+# What config.json says otherwise.
+WRITTEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qwen2": ({}, NULL),
+    "qwen3": ({"head_dim": 16}, NULL),
+    # Resized without its configuration, or announced and never made.
+    "llama": ({}, {"vocab_size": VOCABULARY - 8, "pad_token_id": VOCABULARY}),
+    "mistral": ({}, {"vocab_size": VOCABULARY + 64, "pad_token_id": -1}),
+    # The text part alone, under the name of the whole.
+    "qwen3_5_text": ({"layer_types": ["linear_attention", "full_attention"], "head_dim": 16,
+                      "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 32,
+                      "linear_value_head_dim": 32}, {"model_type": "qwen3_5"}),
 }  # fmt: skip
 
 
@@ -76,6 +92,19 @@ def test_the_text_part_of_a_model_with_pictures_is_quantized(
 ) -> None:
     """Without what makes pictures fit, which wants packages that nobody has here."""
     check_quantizing(make_plain_with_pictures(tmp_path / "model", family, *PICTURES[family]), tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", WRITTEN)
+def test_a_source_is_quantized_whose_config_is_not_as_its_class_writes_it(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load took them; quantizing ended in an error of the libraries, or found weights missing that no file needs."""
+    sizes, written = WRITTEN[family]
+    source = make_plain(tmp_path / "model", family, **sizes)
+    path = source / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | written), "utf-8")
+    check_quantizing(source, tmp_path, monkeypatch)
 
 
 def check_quantizing(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,14 +218,24 @@ def test_files_that_are_no_llama_leave_nothing(
 
 
 @pytest.mark.parametrize(
-    ("change", "key"),
-    [({"dim": 0}, "meta_params"), ({"n_layers": "2"}, "meta_params"), ({"vocab_size": None}, "meta_params")],
-)
-def test_numbers_that_are_none_are_refused_before(copy: Path, change: dict[str, Any], key: str) -> None:
+    "change",
+    [
+        {"dim": 0}, {"n_layers": "2"}, {"n_layers": 10**9}, {"vocab_size": None}, {"n_kv_heads": "2"},
+        {"n_kv_heads": -2}, {"rope_theta": "1e4"}, {"norm_eps": True},
+    ],
+)  # fmt: skip
+def test_numbers_that_are_none_are_refused_before(copy: Path, change: dict[str, Any]) -> None:
     (copy / "params.json").write_text(json.dumps(PARAMS | change))
     with pytest.raises(CheckpointError) as raised:
         folder_target(copy)
-    assert raised.value.key == key
+    assert raised.value.key == "meta_params" and raised.value.params["setting"] in change
+
+
+def test_numbers_that_are_null_have_their_defaults(copy: Path, tmp_path: Path) -> None:
+    (copy / "params.json").write_text(json.dumps(PARAMS | {"rope_theta": None, "norm_eps": None}))
+    folder_target(copy)
+    config = json.loads((meta.convert(copy, tmp_path / "converted", ignore) / "config.json").read_text())
+    assert (config["rope_theta"], config["rms_norm_eps"]) == (10000.0, 1e-5)
 
 
 def test_a_missing_file_is_named(copy: Path) -> None:

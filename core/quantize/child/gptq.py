@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from core.checkpoint.headers import read_json
 from core.checkpoint.layers import read_number
 from core.checkpoint.text_config import text_config
 from core.checkpoint.weight_files import SUFFIX
-from core.quantize.child import adaptations, resume_store, speedups
+from core.quantize.child import adaptations, resume_store, source_config, speedups
 from core.quantize.child.tokens import calibration_rows
 from core.quantize.child.writing import write_checkpoint
 from core.quantize.families import NOT_OFFLOADED
@@ -35,7 +34,8 @@ def quantize(source: Path, job: JobFile, work: Path, out: Path, report: Callable
 
     Raises CheckpointError.
     """
-    config = read_json(source / "config.json") or {}
+    config = source_config.source_config(source)
+    source_config.install(source, config)
     speedups.install(torch.device(job.device))
     resume_store.install()
     adaptations.install(config["model_type"])

@@ -220,7 +220,7 @@ def reordered(weight: torch.Tensor, heads: int) -> torch.Tensor:
 def make_config(params: dict[str, Any], vocabulary: int, intermediate: int, is_tied: bool) -> dict[str, Any]:
     """config.json from params.json; the length of the context, which that leaves out, follows from the release."""
     heads, is_third = params["n_heads"], vocabulary >= LLAMA3_VOCABULARY
-    theta, scaled = params.get("rope_theta", 10000.0), bool(params.get("use_scaled_rope"))
+    theta, scaled = params.get("rope_theta") or 10000.0, bool(params.get("use_scaled_rope"))
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -233,7 +233,7 @@ def make_config(params: dict[str, Any], vocabulary: int, intermediate: int, is_t
         "num_attention_heads": heads,
         "num_key_value_heads": params.get("n_kv_heads") or heads,
         "vocab_size": vocabulary,
-        "rms_norm_eps": params.get("norm_eps", 1e-5),
+        "rms_norm_eps": params.get("norm_eps") or 1e-5,
         "rope_theta": theta,
         "max_position_embeddings": context_tokens(params, is_third),
         "tie_word_embeddings": is_tied,
@@ -257,10 +257,10 @@ def make_config(params: dict[str, Any], vocabulary: int, intermediate: int, is_t
 def context_tokens(params: dict[str, Any], is_third: bool) -> int:
     if is_third:
         return 131072 if params.get("use_scaled_rope") else 8192
-    if params.get("rope_theta", 10000.0) >= 1e6:
+    if (params.get("rope_theta") or 10000.0) >= 1e6:
         return 16384  # Code Llama.
     # Llama 2's norms have 1e-5; of the first release the smaller models have 1e-6.
-    return 4096 if params.get("norm_eps", 1e-5) >= 1e-5 else 2048
+    return 4096 if (params.get("norm_eps") or 1e-5) >= 1e-5 else 2048
 
 
 def write_tokenizer(source: Path, folder: Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from core.common.errors import CheckpointError
 from core.common.values import printable
 from core.quantize.calibration import HELD_OUT, row_tokens
+from core.quantize.child.source_config import source_config
 from core.quantize.child.weights import LazyWeights
 from core.tokenizer.read import read_tokenizer
 from core.worker.model.model_config import plain_text_config
@@ -80,7 +81,8 @@ def measure(folder: Path, device: str, report: Callable[..., None]) -> dict[str,
 
 def plain_config(folder: Path) -> Any:
     """The configuration of the text's part without its quantization, so that transformers makes plain layers."""
-    config = AutoConfig.from_pretrained(folder)
+    found = source_config(folder)
+    config = CONFIG_MAPPING[found["model_type"]].from_dict(found)
     text = config.get_text_config()
     for one in (config, text):
         if hasattr(one, "quantization_config"):

@@ -71,7 +71,7 @@ def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfi
         for part in (found, found.get("text_config")):
             if isinstance(part, dict):
                 _modernize_rope(part)
-                _settle_head_dim(part)
+                settle_head_dim(part)
                 # The class takes numbers alone; what they are is settled below.
                 for name in ("pad_token_id", "vocab_size"):
                     if not is_whole(part.get(name)):
@@ -95,14 +95,17 @@ def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfi
 def _with_text_part(found: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a model with pictures, saved from its text part alone, whose sizes lie beside its family's
     name: the class looks for them in "text_config", and takes its own where there is none."""
-    if not has_pictures_left_out(found) or found["model_type"] in FLAT_FAMILIES or "hidden_size" not in found:
-        return found
-    if isinstance(found.get("text_config"), dict):
-        return found
-    return {"model_type": found["model_type"], "text_config": named_config(found)}
+    return {"model_type": found["model_type"], "text_config": named_config(found)} if is_text_part(found) else found
 
 
-def _settle_head_dim(part: dict[str, Any]) -> None:
+def is_text_part(found: Mapping[str, Any]) -> bool:
+    """Whether config.json is the text part alone of a model with pictures, under the name of the whole."""
+    if not has_pictures_left_out(found) or found["model_type"] in FLAT_FAMILIES:
+        return False
+    return "hidden_size" in found and not isinstance(found.get("text_config"), dict)
+
+
+def settle_head_dim(part: dict[str, Any]) -> None:
     """Say the size of a head where it is null: some classes divide by nothing that they are given."""
     hidden, heads = part.get("hidden_size"), part.get("num_attention_heads")
     if "head_dim" in part and part["head_dim"] is None and is_whole(hidden) and is_whole(heads) and heads > 0:
