@@ -257,19 +257,19 @@ def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: P
         shape = read_shape(checkpoint, captured, case.room, case.cache_bits)
         places = DeviceMap((torch.device("cuda:0"),))
         model = load_model(checkpoint, shape, kernel, places, dtype, case.sizes.chunk_tokens, lambda _: None)
-        bank = None
+        banks = None
         if case.room.count:
             most_slots = max(num_slots for _, num_slots in case.rungs)
-            bank = add_adapters(model, adaptable_matrices(checkpoint), case.room, most_slots)
-        if bank is not None and case.room.reaches_experts:
-            add_expert_adapters(model, adaptable_stacks(checkpoint), bank)
+            banks = add_adapters(model, adaptable_matrices(checkpoint), case.room, most_slots)
+        if banks is not None and case.room.reaches_experts:
+            add_expert_adapters(model, adaptable_stacks(checkpoint), banks)
     loading_mib = torch.cuda.max_memory_reserved() / MIB
     planned_mib = (rungs[0][0].weights + rungs[0][0].scratch) / MIB
     held_mib = torch.cuda.memory_allocated() / MIB
     print(f"loaded: {held_mib:.1f} held for {planned_mib:.1f} planned, peak {loading_mib:.0f} MiB", file=sys.stderr)
     tokenizer, rows = read_tokenizer(folder / name), []
     for plan, context_tokens, num_slots in rungs:
-        tried = Filling(case, model, bank, tokenizer, context_tokens, num_slots, shape)
+        tried = Filling(case, model, banks, tokenizer, context_tokens, num_slots, shape)
         outcome, peak_mib, context_mib = fill(tried, plan.allocated)
         if explain:
             written = explain / f"{name.split(':')[0]} {kernel_name} {context_tokens}x{num_slots}.txt".replace(" ", "_")
@@ -301,7 +301,7 @@ class Filling:
 
     case: Case
     model: Any
-    bank: Any
+    banks: Any
     tokenizer: Any
     context_tokens: int
     num_slots: int
@@ -333,7 +333,7 @@ def fill(tried: Filling, num_bytes: int) -> tuple[str, float, float]:
     cap(num_bytes)
     torch.cuda.reset_peak_memory_stats()
     ends: list[Any] = []
-    case, model, bank, shape = tried.case, tried.model, tried.bank, tried.shape
+    case, model, banks, shape = tried.case, tried.model, tried.banks, tried.shape
     context_tokens, num_slots = tried.context_tokens, tried.num_slots
     model.config._attn_implementation = attention.register()
     slots = scheduler = None
@@ -341,15 +341,15 @@ def fill(tried: Filling, num_bytes: int) -> tuple[str, float, float]:
     chunk_tokens = case.sizes.chunk_tokens
     try:
         with torch.inference_mode():
-            if bank is not None:
+            if banks is not None:
                 # No slot has an adapter, as after a load: the filling before this one left its own.
-                for slot in range(bank.num_slots):
-                    bank.set_slot(slot, None)
-                bank.select(range(bank.num_slots))
+                for slot in range(banks.num_slots):
+                    banks.set_slot(slot, None)
+                banks.select(range(banks.num_slots))
             cache = case.cache(context_tokens, num_slots)
             num_pages = cache.num_pages(num_slots, context_tokens) if shape.is_capturable else None
             slots = ModelRunner(
-                model, num_slots, context_tokens, bank, num_pages=num_pages, cache_bits=shape.cache_bits
+                model, num_slots, context_tokens, banks, num_pages=num_pages, cache_bits=shape.cache_bits
             )
             if shape.is_capturable:
                 spread_pages(slots.cache)
@@ -360,8 +360,8 @@ def fill(tried: Filling, num_bytes: int) -> tuple[str, float, float]:
             chunk_tokens = max(steps.pass_sizes, default=chunk_tokens)
             scheduler = Scheduler(steps, tried.tokenizer, frozenset(), chunk_tokens, ends.append)
             # The places are empty; what is computed with them takes the same.
-            for slot in range(num_slots if bank is not None else 0):
-                bank.set_slot(slot, slot % bank.room.count)
+            for slot in range(num_slots if banks is not None else 0):
+                banks.set_slot(slot, slot % banks.room.count)
             for request in range(num_slots):
                 sampling = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, max_new_tokens=context_tokens)
                 scheduler.submit(Generate(request, tried.prompt(request), sampling))

@@ -203,7 +203,7 @@ def find_checkpoint(target: str, revision: str | None) -> Checkpoint:
     """
     folder = find_folder(target)
     if folder is not None and not (revision and is_plain_name(target)):
-        if revision:
+        if revision and folder.is_dir():
             raise InputError("revision_of_folder", folder=printable(target))
         return read_checkpoint(folder)
     try:

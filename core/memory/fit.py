@@ -24,10 +24,10 @@ from core.memory.load_ways import (
     LoadWay,
     all_fit,
     candidates,
+    device_sets,
     kernel_device,
     load_ways,
     longest_context,
-    usable_sets,
     weakest,
 )
 from core.memory.model_shape import ModelShape, read_shape
@@ -49,8 +49,8 @@ def check_fit(
     cache: CacheChoice = EVERY_CHAT_FULL,
 ) -> FitReport:
     """The verdict for `checkpoint` on `devices`: with captured steps where those fit on any of them, else with plain
-    ones; on the first where it fits alone, else split by layers over several. With room for `adapters` it is not split.
-    `cache`: what is promised to the chats.
+    ones; on the first where it fits alone, else split by layers over several, with room for
+    `adapters` on each of them. `cache`: what is promised to the chats.
 
     `context_tokens` 0 is the model's own limit without an extended rope, up to 4096, or a little less where that makes
     it quick (FitReport.proposed_context). Steps read as many tokens of prompts at once as there is room for; the kernel
@@ -109,7 +109,7 @@ def _verdict(
     plain, merged = (read_shape(checkpoint, is_merged, adapters, cache.bits) for is_merged in (False, True))
     limit = min(checkpoint.max_context_tokens, cache.pool_tokens or checkpoint.max_context_tokens)
     places: list[_Place] = []
-    for indexes in usable_sets(plain, devices):
+    for indexes in device_sets(devices):
         chosen = [devices[index] for index in indexes]
         kernels = candidates(plain, chosen, kernel, without)
         ways = load_ways(plain, merged, kernels, len(chosen), context_tokens * num_chats)

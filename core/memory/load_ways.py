@@ -123,11 +123,6 @@ def device_sets(devices: Sequence[DeviceMemory]) -> list[list[int]]:
     return [*([index] for index in range(len(devices))), *(sorted(by_room[:n]) for n in range(2, len(devices) + 1))]
 
 
-def usable_sets(shape: ModelShape, devices: Sequence[DeviceMemory]) -> list[list[int]]:
-    """Of `device_sets` those that the model can run on: with adapters only single ones."""
-    return [indexes for indexes in device_sets(devices) if len(indexes) == 1 or not shape.adapters.count]
-
-
 def kernel_device(device: DeviceMemory) -> Device:
     return Device("cuda", device.capability, has_c_compiler=device.has_c_compiler)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit_report import MIN_USEFUL_TOKENS, FitReport
 from core.memory.load_plan import LoadPlan
-from core.memory.load_ways import all_fit, plan_devices, usable_sets
+from core.memory.load_ways import all_fit, device_sets, plan_devices
 from core.memory.pages import PAGE_TOKENS, pages_of
 from core.memory.sizes import MIB
 
@@ -24,7 +24,7 @@ def with_remedies(devices: Sequence[DeviceMemory], report: FitReport, split: Seq
             remedies.append(("shorter_context", {"context": context}))
         else:
             remedies.append(("shorter_quick", {"context": context, "max_context": report.max_context}))
-    sets = [[devices[index] for index in indexes] for indexes in usable_sets(report.load.shape, devices)]
+    sets = [[devices[index] for index in indexes] for indexes in device_sets(devices)]
     if pool_tokens := max(largest_pool(load, one) for load in (report.load, *split) for one in sets):
         remedies.append(("shared_pool", {"pool": pool_tokens, "context": report.load.context_tokens}))
     if report.load.num_slots > 1 and _any_fits(report.load, sets, 1):

@@ -19,7 +19,7 @@ from core.common.errors import CheckpointError, EngineError
 from core.common.panics import why_of
 from core.engine.request_options import AdapterUse
 from core.memory.adapter_room import adaptable_stacks, match_adapter
-from core.worker.model.adapters import AdapterBank, AdapterWeights
+from core.worker.model.adapters import AdapterBanks, AdapterWeights
 
 # The adapter's folder, and when its files were last written.
 Version = tuple[str, int, int]
@@ -40,15 +40,15 @@ class ReadAdapter:
 
 
 class AdapterReader:
-    """Reads adapters for the model of `checkpoint`, and puts them into `bank`. Only `read` may run on another
+    """Reads adapters for the model of `checkpoint`, and puts them into `banks`. Only `read` may run on another
     thread."""
 
-    def __init__(self, bank: AdapterBank, checkpoint: Checkpoint) -> None:
-        self._bank, self._checkpoint = bank, checkpoint
+    def __init__(self, banks: AdapterBanks, checkpoint: Checkpoint) -> None:
+        self._banks, self._checkpoint = banks, checkpoint
         # As many as the bank has places, the last used one last.
         self._read: OrderedDict[Version, AdapterWeights] = OrderedDict()
-        self._places: list[Version | None] = [None] * bank.room.count
-        self._last_used = [0] * bank.room.count
+        self._places: list[Version | None] = [None] * banks.room.count
+        self._last_used = [0] * banks.room.count
         self._num_used = 0
 
     def read(self, use: AdapterUse) -> ReadAdapter:
@@ -62,7 +62,7 @@ class AdapterReader:
         except SafetensorError as error:
             raise CheckpointError("adapter_corrupt_weights", folder=adapter.name, file=WEIGHTS) from error
         self._read[version] = weights
-        while len(self._read) > self._bank.room.count:
+        while len(self._read) > self._banks.room.count:
             self._read.popitem(last=False)
         return ReadAdapter(version, weights, use.weight)
 
@@ -88,7 +88,7 @@ class AdapterReader:
 
     def _require_room(self, adapter: AdapterShape, changes_experts: bool) -> None:
         """Raise EngineError where the model has to be loaded with more room for `adapter`."""
-        room = self._bank.room
+        room = self._banks.room
         if changes_experts and not room.reaches_experts:
             raise EngineError("adapter_no_expert_room", adapter=adapter.name)
         if adapter.rank > room.rank:
@@ -103,13 +103,13 @@ class AdapterReader:
         if (tuple(read_a.shape), tuple(read_b.shape)) != sizes:
             # A training has written the file anew since its header was read.
             raise CheckpointError("adapter_rewritten", adapter=adapter.name)
-        a = read_a.to(self._bank.dtype)
-        b = (read_b.float() * matrix.scale).to(self._bank.dtype)
+        a = read_a.to(self._banks.dtype)
+        b = (read_b.float() * matrix.scale).to(self._banks.dtype)
         if not (a.isfinite().all() and b.isfinite().all()):
             if not (read_a.float().isfinite().all() and read_b.float().isfinite().all()):
                 raise CheckpointError("adapter_nan", adapter=adapter.name, module=name)
             raise CheckpointError("adapter_range", adapter=adapter.name, module=name, scale=f"{matrix.scale:.4g}",
-                                  dtype=str(self._bank.dtype).removeprefix("torch."))  # fmt: skip
+                                  dtype=str(self._banks.dtype).removeprefix("torch."))  # fmt: skip
         return a, b
 
     def has_place(self, adapter: ReadAdapter, used: Collection[Version]) -> bool:
@@ -123,14 +123,14 @@ class AdapterReader:
         else:
             free = [index for index, one in enumerate(self._places) if one not in used]
             place = min(free, key=lambda index: self._last_used[index])
-            self._bank.put(place, adapter.weights)
+            self._banks.put(place, adapter.weights)
             self._places[place] = adapter.version
         self._num_used += 1
         self._last_used[place] = self._num_used
         return place
 
     def set_slot(self, slot: int, place: int | None, weight: float = 1.0) -> None:
-        self._bank.set_slot(slot, place, weight)
+        self._banks.set_slot(slot, place, weight)
 
 
 def stack_parts(

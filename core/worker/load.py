@@ -81,14 +81,14 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
     cap = memory_cap(memory_plans, device_map.devices, plan.is_forced) if memory_plans else nullcontext()
     with torch.inference_mode(), cap:
         model = read_model(checkpoint, plan, device_map, progress)
-        bank, room = None, plan.shape.adapters
+        banks, room = None, plan.shape.adapters
         if room.count:
-            bank = add_adapters(model, adaptable_matrices(checkpoint), room, plan.num_slots)
-        if bank is not None and room.reaches_experts:
-            add_expert_adapters(model, adaptable_stacks(checkpoint), bank)
+            banks = add_adapters(model, adaptable_matrices(checkpoint), room, plan.num_slots, device_map)
+        if banks is not None and room.reaches_experts:
+            add_expert_adapters(model, adaptable_stacks(checkpoint), banks, device_map)
         loaded_bytes = allocated_bytes() if memory_plans else 0
         progress("prepare", STAGE_BEGIN["prepare"])
-        runner = ModelRunner(model, plan.num_slots, plan.context_tokens, bank, plan.num_pages, plan.shape.cache_bits)
+        runner = ModelRunner(model, plan.num_slots, plan.context_tokens, banks, plan.num_pages, plan.shape.cache_bits)
         spread_pages(runner.cache)
         check_numbers(runner, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
@@ -106,7 +106,7 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
         tokenizer=tokenizer,
         end_tokens=end_tokens,
         chunk_tokens=chunk_tokens,
-        adapters=AdapterReader(bank, checkpoint) if bank is not None else None,
+        adapters=AdapterReader(banks, checkpoint) if banks is not None else None,
         facts=ModelFacts(
             name=checkpoint.name,
             architecture=checkpoint.architecture,

@@ -16,6 +16,7 @@ from core.common.i18n import translate
 from core.gpu.known_gpus import lookup
 from core.gpu.snapshot import Gpu, GpuProcess
 from core.library import catalogue
+from core.memory.adapter_room import AdapterRoom
 from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit, require_fit
@@ -215,6 +216,17 @@ def test_a_card_that_is_full_takes_no_part() -> None:
         report = check_fit(known(LARGE), cards)
         assert report.fits
         assert report.devices == (good, good)
+
+
+def test_there_is_room_for_adapters_on_each_of_several_cards() -> None:
+    """A model that fits over two cards was refused with room for adapters: it was held against each of them alone."""
+    cards, room = [card(24_576), card(24_576)], AdapterRoom(2, 16)
+    plain, adapted = check_fit(known(LARGE), cards), check_fit(known(LARGE), cards, adapters=room)
+    assert plain.fits and adapted.fits and adapted.devices == tuple(cards)
+    for before, after in zip(plain.load.memory, adapted.load.memory, strict=True):
+        assert after.weights - before.weights == pytest.approx(adapted.load.shape.adapter_bytes / 2, rel=0.1)
+    full = check_fit(known(LARGE), cards, adapters=AdapterRoom(16, 256))
+    assert not full.fits and full.lacking_mib > 0
 
 
 def test_a_model_that_fits_one_of_several_cards_stays_whole() -> None:

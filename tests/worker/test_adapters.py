@@ -32,7 +32,7 @@ from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.steps import EagerSteps
 from core.worker.kernels.low_rank import low_rank_kernels_for
 from core.worker.kernels.packed_small_batch import HEAD_ROWS
-from core.worker.model.adapters import AdapterBank, add_adapters
+from core.worker.model.adapters import add_adapters
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -108,11 +108,11 @@ def load(
     shape = read_shape(case.checkpoint, merged=True)
     place = DeviceMap((torch.device("cpu"),))
     model = load_model(case.checkpoint, shape, kernel_named("dense"), place, dtype, 64, lambda _: None)
-    bank = add_adapters(model, adaptable_matrices(case.checkpoint), room, NUM_SLOTS)
+    banks = add_adapters(model, adaptable_matrices(case.checkpoint), room, NUM_SLOTS)
     if fuse:
         fuse_modules(model)
-    return ModelRunner(model, NUM_SLOTS, CONTEXT_TOKENS, bank, full_pages(NUM_SLOTS, CONTEXT_TOKENS)), AdapterReader(
-        bank, case.checkpoint
+    return ModelRunner(model, NUM_SLOTS, CONTEXT_TOKENS, banks, full_pages(NUM_SLOTS, CONTEXT_TOKENS)), AdapterReader(
+        banks, case.checkpoint
     )
 
 
@@ -176,7 +176,7 @@ def test_an_adapter_whose_numbers_overflow_harms_nobody_else(case: Case) -> None
     runner, reader = load(case, AdapterRoom(2, 8))
     put(runner, reader, [case.use("all"), case.use("some"), None])
     wanted = logits_of_all(runner)
-    for matrix in runner.adapters.matrices.values():
+    for matrix in runner.adapters.banks[0].matrices.values():
         matrix.a[: runner.adapters.room.rank] = torch.inf
     got = logits_of_all(runner)
     assert not got[0].isfinite().all()
@@ -288,7 +288,7 @@ def test_an_adapter_that_cannot_be_beside_the_model_is_refused_in_words(case: Ca
 def test_room_takes_what_the_plan_says(case: Case) -> None:
     room = AdapterRoom(3, 24)
     runner, _ = load(case, room, torch.float16)
-    sizes = [(one.a, one.b) for one in runner.adapters.matrices.values()]
+    sizes = [(one.a, one.b) for one in runner.adapters.banks[0].matrices.values()]
     allocated = sum(-(-tensor.numel() * 2 // 512) * 512 for pair in sizes for tensor in pair)
     assert allocated == room_bytes(case.checkpoint, room)
     assert read_shape(case.checkpoint, True, room).adapter_bytes == allocated
@@ -317,7 +317,7 @@ def test_room_that_cannot_be_is_refused(count: int, rank: int) -> None:
 def test_a_bank_forgets_the_adapter_before(case: Case) -> None:
     """The columns beyond the rank of the next one in its place."""
     runner, reader = load(case, AdapterRoom(1, 8))
-    bank: AdapterBank = runner.adapters
+    (bank,) = runner.adapters.banks
     bank.put(0, reader.read(case.use("all")).weights)
     bank.put(0, reader.read(case.use("some")).weights)
     untouched = [one for name, one in bank.matrices.items() if name.endswith("up_proj")]

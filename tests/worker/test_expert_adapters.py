@@ -127,16 +127,16 @@ def load(
     model: Any = load_model(
         case.checkpoint, shape, kernel_named(kernel), DeviceMap((CPU,)), dtype, CHUNK_TOKENS, lambda _: None
     )
-    bank = add_adapters(model, adaptable_matrices(case.checkpoint), room, NUM_SLOTS)
+    banks = add_adapters(model, adaptable_matrices(case.checkpoint), room, NUM_SLOTS)
     if room.has_experts:
-        add_expert_adapters(model, adaptable_stacks(case.checkpoint), bank)
+        add_expert_adapters(model, adaptable_stacks(case.checkpoint), banks)
     if kernel != "dense":
         # As on a GPU: a tensor in a file begins anywhere.
         for parameter in model.parameters():
             parameter.data = parameter.clone()
         fuse_modules(model)
-    runner = ModelRunner(model, NUM_SLOTS, CONTEXT_TOKENS, bank, full_pages(NUM_SLOTS, CONTEXT_TOKENS))
-    return runner, AdapterReader(bank, case.checkpoint)
+    runner = ModelRunner(model, NUM_SLOTS, CONTEXT_TOKENS, banks, full_pages(NUM_SLOTS, CONTEXT_TOKENS))
+    return runner, AdapterReader(banks, case.checkpoint)
 
 
 def put(reader: AdapterReader, uses: list[AdapterUse | None]) -> None:

@@ -69,7 +69,7 @@ def test_captured_steps_compute_each_chats_own_adapter(tmp_path: Path, recipe: R
     reader = engine.adapters
     assert reader is not None
     layers = [one for one in engine.steps._model._model.modules() if isinstance(one, FusedDecoderLayer)]  # type: ignore[attr-defined]
-    assert len(layers) == recipe.num_layers and reader._bank.kernels is not None
+    assert len(layers) == recipe.num_layers and reader._banks.banks[0].kernels is not None
     read = [reader.read(use) for use in uses]
     places = [reader.hold(one, [other.version for other in read]) for one in read]
     chosen = [None if slot % 4 == 3 else slot % 4 for slot in range(NUM_CHATS)]

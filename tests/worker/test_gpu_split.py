@@ -6,6 +6,7 @@ One GPU plays two as well: then both parts are graphs of their own in one stream
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401  # What engin
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
+from core.memory.adapter_room import AdapterRoom, adaptable_matrices
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
 from core.memory.pages import full_pages
@@ -25,6 +27,7 @@ from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.device_link import DeviceLink, needs_host
 from core.worker.decode.split_pass import SplitPass
 from core.worker.load import fuse_and_capture
+from core.worker.model.adapters import AdapterWeights, add_adapters
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -40,6 +43,7 @@ SECOND = torch.device("cuda", 1)
 CONTEXT_TOKENS, CHUNK_TOKENS, CHATS = 256, 128, 4
 RECIPE = Recipe(hidden=512, intermediate=1024, num_heads=8, num_kv_heads=2, num_layers=3, group_size=128,
                 context_tokens=CONTEXT_TOKENS)  # fmt: skip
+ROOM = AdapterRoom(2, 8)
 SAMPLINGS = [Sampling(temperature=0.0), Sampling(temperature=0.9, top_p=0.9, repetition_penalty=1.1)]
 
 
@@ -59,17 +63,38 @@ def streams(engines: Engines) -> None:
         use_capturable_stream(torch.device("cuda", index))
 
 
-def open_steps(engines: Engines, folder: Path, device_map: DeviceMap) -> GraphSteps:
+def open_steps(engines: Engines, folder: Path, device_map: DeviceMap, adapted: bool = False) -> GraphSteps:
+    """adapted: each chat but the last has one of two adapters of random numbers."""
     engines.restore_rotations()
     checkpoint = read_checkpoint(folder)
     engines.note_rotations(checkpoint)
     shape, kernel = read_shape(checkpoint, merged=True), kernel_named("llamadeck")
     model = load_model(checkpoint, shape, kernel, device_map, torch.float16, CHUNK_TOKENS, lambda _: None)
-    runner = ModelRunner(model, CHATS, CONTEXT_TOKENS, num_pages=full_pages(CHATS, CONTEXT_TOKENS))
+    banks, sizes = None, adaptable_matrices(checkpoint)
+    if adapted:
+        banks = add_adapters(model, sizes, ROOM, CHATS, device_map)
+    runner = ModelRunner(model, CHATS, CONTEXT_TOKENS, banks, full_pages(CHATS, CONTEXT_TOKENS))
     steps = fuse_and_capture(runner, model, StepSizes(CHUNK_TOKENS), True, device_map)
+    if banks is not None:
+        # The load tried one of its own in the first place.
+        for place in range(ROOM.count):
+            banks.put(place, random_adapter(sizes, place))
+        for slot in range(CHATS - 1):
+            banks.set_slot(slot, slot % ROOM.count)
     assert isinstance(steps, GraphSteps) and steps.is_recorded
     assert len(steps.devices) == len(device_map.devices)
     return steps
+
+
+def random_adapter(sizes: Mapping[str, tuple[int, int]], seed: int) -> AdapterWeights:
+    random_numbers = torch.Generator().manual_seed(seed)
+    return {
+        name: (
+            torch.randn((ROOM.rank, inputs), generator=random_numbers).half() / inputs**0.5,
+            torch.randn((outputs, ROOM.rank), generator=random_numbers).half() / 4,
+        )
+        for name, (inputs, outputs) in sizes.items()
+    }
 
 
 def play(steps: Any) -> list[int | None]:
@@ -115,6 +140,14 @@ def test_split_captured_steps_say_what_those_on_one_gpu_say(
     # The same kernels: to the last bit, so that not even a tie is sampled otherwise.
     assert play(steps) == wanted
     assert None not in wanted and len(set(wanted)) > 8
+
+
+@pytest.mark.parametrize("second", [FIRST, pytest.param(SECOND, marks=needs_two)], ids=["one GPU as two", "two GPUs"])
+def test_chats_with_adapters_say_the_same_over_two_gpus(engines: Engines, folder: Path, second: torch.device) -> None:
+    wanted = play(open_steps(engines, folder, DeviceMap((FIRST,)), adapted=True))
+    steps = open_steps(engines, folder, DeviceMap((FIRST, second), (2, 1)), adapted=True)
+    assert play(steps) == wanted
+    assert wanted != play(open_steps(engines, folder, DeviceMap((FIRST,))))
 
 
 @needs_two

@@ -5,7 +5,7 @@ On GPUs: tests/worker/test_gpu_split.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import gptqmodel  # noqa: F401
 import pytest
 import torch
 
+from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
+from core.memory.adapter_room import AdapterRoom, adaptable_matrices
 from core.memory.pages import full_pages
 from core.memory.step_sizes import StepSizes
 from core.worker.decode import cuda_graphs
@@ -21,6 +23,7 @@ from core.worker.decode.cuda_graphs import GraphSteps, pipeline_parts
 from core.worker.decode.device_link import DeviceLink, SlotMirrors
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.split_pass import SplitPass
+from core.worker.model.adapters import AdapterWeights, add_adapters
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
@@ -30,6 +33,7 @@ from tests.support.plain_recorder import PlainRecorder
 
 CPU = torch.device("cpu")
 CONTEXT_TOKENS, CHUNK_TOKENS, CHATS = 128, 40, 3
+ROOM = AdapterRoom(2, 4)
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -45,11 +49,33 @@ def inference() -> Iterator[None]:
         yield
 
 
-def open_steps(folder: Path, device_map: DeviceMap, split: SplitPass | None) -> GraphSteps:
+def open_steps(
+    folder: Path, device_map: DeviceMap, split: SplitPass | None, uses: Sequence[tuple[int, float]] = ()
+) -> GraphSteps:
+    """uses: for each chat the place of its adapter, random numbers beside every matrix, and how strong it is."""
     model = load_dense(folder, merged=True, device_map=device_map)
+    banks = None
+    if uses:
+        sizes = adaptable_matrices(read_checkpoint(folder))
+        banks = add_adapters(model, sizes, ROOM, CHATS, device_map)
+        for place in range(ROOM.count):
+            banks.put(place, random_adapter(sizes, place))
+        for slot, (place, strength) in enumerate(uses):
+            banks.set_slot(slot, place, strength)
     fuse_modules(model)
-    runner = ModelRunner(model, CHATS, CONTEXT_TOKENS, num_pages=full_pages(CHATS, CONTEXT_TOKENS))
+    runner = ModelRunner(model, CHATS, CONTEXT_TOKENS, banks, full_pages(CHATS, CONTEXT_TOKENS))
     return GraphSteps(runner, StepSizes(CHUNK_TOKENS), PlainRecorder(), split=split)
+
+
+def random_adapter(sizes: Mapping[str, tuple[int, int]], seed: int) -> AdapterWeights:
+    random = torch.Generator().manual_seed(seed)
+    return {
+        name: (
+            torch.randn((ROOM.rank, inputs), generator=random) / inputs**0.5,
+            torch.randn((outputs, ROOM.rank), generator=random) / 4,
+        )
+        for name, (inputs, outputs) in sizes.items()
+    }
 
 
 def play(steps: GraphSteps) -> list[int | None]:
@@ -83,6 +109,22 @@ def test_steps_over_several_gpus_say_what_steps_on_one_say(tmp_path: Path, monke
     assert play(steps) == wanted
     assert len(set(wanted)) > 3
     assert all(torch.equal(copy[:, :CHATS], steps._last[:, :CHATS]) for copy in steps.mirrors.copies)
+
+
+@pytest.mark.parametrize("uses", [[(1, 1.0), (0, 0.5), (1, 0.0)], [(0, 1.0), (0, 1.0), (1, 2.0)]])
+def test_each_gpu_adds_what_the_chats_adapters_are_beside_its_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uses: list[tuple[int, float]]
+) -> None:
+    """A model over several GPUs had no room for adapters."""
+    make_checkpoint(tmp_path, Recipe(num_layers=3))
+    wanted = play(open_steps(tmp_path, DeviceMap((CPU,)), None, uses))
+    device_map = DeviceMap((CPU,) * 3, (1, 1, 1))
+    monkeypatch.setattr(cuda_graphs, "PIPELINED_CHATS", 2)
+    steps = open_steps(tmp_path, device_map, SplitPass(device_map), uses)
+    adapters = steps._model.adapters
+    assert adapters is not None and [len(bank.matrices) for bank in adapters.banks] == [7, 7, 7]
+    assert play(steps) == wanted
+    assert wanted != play(open_steps(tmp_path, DeviceMap((CPU,)), None))
 
 
 def test_few_chats_write_in_one_part() -> None:

@@ -283,7 +283,14 @@ class GraphSteps:
         enter: Callable[[int], object],
     ) -> torch.Tensor:
         """enter: hears the number of each GPU but the first, once the pass has come to it."""
-        with self._split.running(enter) if self._split else nullcontext():
+        adapters = self._model.adapters
+
+        def enter_with_adapters(place: int) -> None:
+            enter(place)
+            if adapters is not None:
+                adapters.select_captured(self.cache.slots, place)
+
+        with self._split.running(enter_with_adapters) if self._split else nullcontext():
             return self._model.run_captured(tokens, positions, self.cache, logits_of)
 
     def score(

@@ -10,8 +10,8 @@ beyond it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,7 @@ from core.worker.kernels.low_rank import (
 from core.worker.kernels.nvrtc import CudaCodeError
 from core.worker.kernels.packed_small_batch import MAX_SHORT_PROMPT, MAX_SMALL_BATCH
 from core.worker.kernels.step_ops import HALVES
+from core.worker.model.device_map import DeviceMap, embedding_name
 from core.worker.model.merged_linear import MergedLinearSlice
 
 log = logging.getLogger(__name__)
@@ -57,9 +58,11 @@ class AdaptedMatrix:
 
 
 class AdapterBank:
-    """The resident adapters, in `room.count` places, and which of them each slot uses. Slot `num_slots` pads.
+    """What one device has of the resident adapters, in `room.count` places, and which of them each slot uses. Slot
+    `num_slots` pads.
 
-    kernels: for rows of one token each; None where torch computes all.
+    matrices: the room beside those of the device's own layers. kernels: for rows of one token each; None where torch
+    computes all.
     """
 
     def __init__(self, room: AdapterRoom, num_slots: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -79,7 +82,7 @@ class AdapterBank:
         self._selected: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def put(self, place: int, weights: AdapterWeights) -> None:
-        """Put an adapter, of a rank up to the room's, into a place that no running slot uses."""
+        """As AdapterBanks.put."""
         begin = place * self.room.rank
         for name, matrix in self.matrices.items():
             a, b = weights.get(name, (None, None))
@@ -91,7 +94,7 @@ class AdapterBank:
             matrix.b[..., begin + rank : begin + self.room.rank] = 0
 
     def set_slot(self, slot: int, place: int | None, weight: float = 1.0) -> None:
-        """The slot's passes use the adapter in `place` from now on, `weight` times as strong; None: none."""
+        """As AdapterBanks.set_slot."""
         self._column_weights[slot] = 0
         if place is not None:
             self._column_weights[slot, place * self.room.rank : (place + 1) * self.room.rank] = weight
@@ -101,8 +104,7 @@ class AdapterBank:
 
     @contextmanager
     def tried(self) -> Iterator[None]:
-        """Inside the `with` block the first slot uses an adapter of random numbers, so that what is held against the
-        model's own modules has one; the place is empty afterwards."""
+        """As AdapterBanks.tried."""
         random = torch.Generator(self.device).manual_seed(0)
         rank = self.room.rank
         for matrix in self.matrices.values():
@@ -116,12 +118,12 @@ class AdapterBank:
             self.put(0, {})
 
     def select(self, slots: range) -> None:
-        """The next pass has a row for each of `slots`."""
+        """As AdapterBanks.select."""
         any_used = any(self._used[slot] for slot in slots)
         self._select(self._all_slots[slots.start : slots.stop] if any_used else None)
 
     def select_captured(self, slots: torch.Tensor) -> None:
-        """As `select`, for slots [rows] that lie in GPU memory: what a captured pass computes cannot depend on them."""
+        """As AdapterBanks.select_captured."""
         self._select(slots)
 
     def _select(self, slots: torch.Tensor | None) -> None:
@@ -140,6 +142,43 @@ class AdapterBank:
             weights = self._column_weights.index_select(0, self.slots).unsqueeze(1)
             self._selected = weights, weights == 0
         return self._selected
+
+
+class AdapterBanks:
+    """The resident adapters of a model: a bank for each of its devices, in the order of the layers."""
+
+    def __init__(self, banks: Sequence[AdapterBank]) -> None:
+        self.banks = banks
+        self.room, self.num_slots, self.dtype = banks[0].room, banks[0].num_slots, banks[0].dtype
+
+    def put(self, place: int, weights: AdapterWeights) -> None:
+        """Put an adapter, of a rank up to the room's, into a place that no running slot uses."""
+        for bank in self.banks:
+            bank.put(place, weights)
+
+    def set_slot(self, slot: int, place: int | None, weight: float = 1.0) -> None:
+        """The slot's passes use the adapter in `place` from now on, `weight` times as strong; None: none."""
+        for bank in self.banks:
+            bank.set_slot(slot, place, weight)
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Inside the `with` block the first slot uses an adapter of random numbers, so that what is held against the
+        model's own modules has one; the place is empty afterwards."""
+        with ExitStack() as stack:
+            for bank in self.banks:
+                stack.enter_context(bank.tried())
+            yield
+
+    def select(self, slots: range) -> None:
+        """The next pass has a row for each of `slots`."""
+        for bank in self.banks:
+            bank.select(slots)
+
+    def select_captured(self, slots: torch.Tensor, place: int) -> None:
+        """As `select` for device number `place`, whose layers come next, with slots [rows] that lie in its memory: what
+        a captured pass computes cannot depend on them."""
+        self.banks[place].select_captured(slots)
 
 
 def copy_in_pieces(source: torch.Tensor, target: torch.Tensor) -> None:
@@ -249,13 +288,19 @@ class AdapterLinear(nn.Module):
 
 
 def add_adapters(
-    model: PreTrainedModel, sizes: Mapping[str, tuple[int, int]], room: AdapterRoom, num_slots: int
-) -> AdapterBank:
+    model: PreTrainedModel,
+    sizes: Mapping[str, tuple[int, int]],
+    room: AdapterRoom,
+    num_slots: int,
+    device_map: DeviceMap | None = None,
+) -> AdapterBanks:
     """Put an AdapterLinear in the place of each of the matrices `sizes`, by name with their (in, out) features; one of
-    those that are kept as one."""
+    those that are kept as one. device_map: of a model over several devices."""
     parameter = model.get_input_embeddings().weight
-    bank = AdapterBank(room, num_slots, parameter.device, parameter.dtype)
+    device_map, embedding = device_map or DeviceMap((parameter.device,)), embedding_name(model)
+    banks = [AdapterBank(room, num_slots, device, parameter.dtype) for device in device_map.devices]
     for base, names in _kept_as_one(model, sizes):
+        bank = banks[device_map.place_of(names[0], embedding)]
         for name in names:
             inputs, outputs = sizes[name]
             a = torch.zeros((room.columns, inputs), dtype=bank.dtype, device=bank.device)
@@ -269,7 +314,7 @@ def add_adapters(
             else:
                 owner, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(owner), attribute, linear)
-    return bank
+    return AdapterBanks(banks)
 
 
 def _kept_as_one(model: PreTrainedModel, names: Mapping[str, tuple[int, int]]) -> Iterator[tuple[nn.Module, list[str]]]:

@@ -48,10 +48,14 @@ class DeviceMap:
 
     def of(self, name: str, embedding: str) -> torch.device:
         """Where a tensor called `name` lies; `embedding` is the name of the module that tokens go into first."""
+        return self.devices[self.place_of(name, embedding)]
+
+    def place_of(self, name: str, embedding: str) -> int:
+        """Which of `devices` has a tensor called `name`."""
         if name.startswith(f"{embedding}."):
-            return self.first
+            return 0
         layer = LAYER.match(name)
-        return self.last if layer is None else self.of_layer(int(layer[1]))
+        return len(self.devices) - 1 if layer is None else self.place_of_layer(int(layer[1]))
 
     def of_layer(self, index: int) -> torch.device:
         return self.devices[self.place_of_layer(index)]

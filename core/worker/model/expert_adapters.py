@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from core.memory.adapter_room import ExpertStackSizes
 from core.worker.kernels.expert_low_rank import ExpertAdapters, ExpertLowRank, expert_low_rank_kernels_for
 from core.worker.kernels.packed_experts import PackedExperts
-from core.worker.model.adapters import AdaptedMatrix, AdapterBank
+from core.worker.model.adapters import AdaptedMatrix, AdapterBank, AdapterBanks
+from core.worker.model.device_map import DeviceMap, embedding_name
 from core.worker.model.experts import LoopedExperts
 
 
@@ -57,9 +58,15 @@ class TorchExpertAdapters:
             out += nn.functional.linear(low, matrix.b[expert])
 
 
-def add_expert_adapters(model: PreTrainedModel, stacks: Mapping[str, ExpertStackSizes], bank: AdapterBank) -> None:
+def add_expert_adapters(
+    model: PreTrainedModel,
+    stacks: Mapping[str, ExpertStackSizes],
+    banks: AdapterBanks,
+    device_map: DeviceMap | None = None,
+) -> None:
     """Make room for adapters beside the experts of `model`, by the name of the module that holds those of a layer."""
     for name, sizes in stacks.items():
+        bank = banks.banks[device_map.place_of(name, embedding_name(model)) if device_map else 0]
         made = {one: _matrix(bank, sizes.num_experts, *features) for one, features in sizes.matrices.items()}
         bank.matrices |= {f"{name}.{one}": matrix for one, matrix in made.items()}
         *inputs, down = made.values()

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from core.common.errors import EngineError
-from core.worker.model.adapters import AdapterBank
+from core.worker.model.adapters import AdapterBanks
 from core.worker.model.kv_cache import KvShape, SlotCache
 from core.worker.model.layer_state import RecurrentState, StateRows
 from core.worker.model.paged_cache import PagedCache
@@ -29,7 +29,7 @@ class ModelRunner:
         model: PreTrainedModel,
         num_slots: int,
         context_tokens: int,
-        adapters: AdapterBank | None = None,
+        adapters: AdapterBanks | None = None,
         num_pages: int | None = None,
         cache_bits: int = 16,
     ) -> None:
@@ -109,7 +109,7 @@ class ModelRunner:
         """Logits over a cache whose attention needs no mask: [rows, vocabulary], of the last token of each, with 1 for
         `logits_of`; or of a single row's tokens whose indices those are."""
         if self.adapters is not None:
-            self.adapters.select_captured(cache.slots)
+            self.adapters.select_captured(cache.slots, 0)
         layer_types = getattr(self._config, "layer_types", None)
         # A hybrid layer asks for the masks of both its parts.
         masks = dict.fromkeys(("full_attention", "linear_attention", *layer_types)) if layer_types else None
