@@ -213,7 +213,7 @@ def test_adapters_of_experts_come_to_a_gpu_some_at_a_time(monkeypatch: pytest.Mo
 def test_room_for_experts_takes_what_the_plan_says(case: Case) -> None:
     room = AdapterRoom(3, 24, True)
     runner, _ = load(case, room, dtype=torch.float16)
-    sizes = [(one.a, one.b) for one in runner.adapters.matrices.values()]
+    sizes = [(one.a, one.b) for one in runner.adapters.banks[0].matrices.values()]
     allocated = sum(-(-tensor.numel() * 2 // 512) * 512 for pair in sizes for tensor in pair)
     assert allocated == room_bytes(case.checkpoint, room) == read_shape(case.checkpoint, True, room).adapter_bytes
     of_experts = 72 * 4 * 3 * (128 + 64) * 2
