@@ -23,7 +23,8 @@ from core.memory.cpu_fit import READING_TOKENS_S, CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
 from core.memory.fit_report import FitReport
-from core.memory.model_shape import ModelShape, read_shape
+from core.memory.model_shape import LayerWeights, ModelShape, read_shape
+from core.memory.sizes import HALF_BYTES, round_to_block
 
 TABLE = Path(__file__).with_name("recommended.csv")
 ARCHITECTURES = {
@@ -123,7 +124,17 @@ def _with_experts(shape: ModelShape, num_experts: int, chosen: int) -> ModelShap
     for _ in range(routers):
         plain[plain.index(router)] = num_experts * shape.hidden
     matrices = {one: others.get(one, 0) + of_all.get(one, 0) for one, _ in shape.matrices}
-    return replace(shape, layers=tuple(layers), matrices=tuple(matrices.items()),
+    in_layer = {one: count // shape.num_layers for one, count in of_few.items()}
+    more_bytes = [round_to_block(count * shape.hidden * HALF_BYTES) for count in (FEW_EXPERTS, num_experts)]
+    weights = [
+        LayerWeights(
+            tuple((one, count + in_layer.get(one, 0) // FEW_EXPERTS * (num_experts - FEW_EXPERTS))
+                  for one, count in layer.matrices),
+            layer.plain_bytes + more_bytes[1] - more_bytes[0],
+        )
+        for layer in shape.layer_weights
+    ]  # fmt: skip
+    return replace(shape, layers=tuple(layers), matrices=tuple(matrices.items()), layer_weights=tuple(weights),
                    expert_matrices=tuple(of_all.items()), plain_elements=tuple(plain))  # fmt: skip
 
 

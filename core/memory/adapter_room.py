@@ -4,6 +4,7 @@ whether they may change experts."""
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -186,16 +187,22 @@ def _expert_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
 
 def room_bytes(checkpoint: Checkpoint, room: AdapterRoom) -> int:
-    """A [columns, in] and B [out, columns] beside each matrix, in half precision; of experts those of a layer's as one
-    tensor."""
+    """What room for adapters takes beside all layers."""
+    return layer_room_bytes(checkpoint, room).total()
+
+
+def layer_room_bytes(checkpoint: Checkpoint, room: AdapterRoom) -> Counter[int]:
+    """By layer: A [columns, in] and B [out, columns] beside each matrix, in half precision; of experts those of a
+    layer's as one tensor."""
+    found = Counter[int]()
     if not room.count:
-        return 0
-    sizes = [(1, *features) for features in adaptable_matrices(checkpoint).values()]
+        return found
+    sizes = [(name, 1, *features) for name, features in adaptable_matrices(checkpoint).items()]
     if room.reaches_experts:
-        for stack in adaptable_stacks(checkpoint).values():
-            sizes += [(stack.num_experts, *features) for features in stack.matrices.values()]
-    return sum(
-        round_to_block(count * room.columns * features * HALF_BYTES)
-        for count, inputs, outputs in sizes
-        for features in (inputs, outputs)
-    )
+        for name, stack in adaptable_stacks(checkpoint).items():
+            sizes += [(name, stack.num_experts, *features) for features in stack.matrices.values()]
+    for name, count, *both in sizes:
+        layer = LAYER.match(f"{name}.")
+        assert layer is not None
+        found[int(layer[1])] += sum(round_to_block(count * room.columns * one * HALF_BYTES) for one in both)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention
@@ -14,7 +15,7 @@ from core.checkpoint.numbers import read_number
 from core.checkpoint.quantization import MatrixFormat
 from core.checkpoint.text_config import text_config
 from core.checkpoint.vocabulary import num_tokens
-from core.memory.adapter_room import NO_ROOM, AdapterRoom, room_bytes
+from core.memory.adapter_room import NO_ROOM, AdapterRoom, layer_room_bytes, room_bytes
 from core.memory.expert_shapes import expert_groups
 from core.memory.matrix_groups import merged_matrices
 from core.memory.sizes import HALF_BYTES, INT_BYTES, round_to_block
@@ -63,10 +64,18 @@ class MatrixShape:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The weights of one layer: its kinds of matrices with how often each comes, and the bytes of all else."""
+
+    matrices: tuple[tuple[MatrixShape, int], ...]
+    plain_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """What a plan needs: each kind of layer and of quantized matrix with how often it comes, and the sizes of all other
-    tensors. `layer_order`: of each layer, first to last, its place in `layers`. `is_merged`: matrices that share their
-    input count as one."""
+    tensors. `layer_order`: of each layer, first to last, its place in `layers`; `weights_order`: in `layer_weights`.
+    `is_merged`: matrices that share their input count as one."""
 
     layers: tuple[tuple[LayerShape, int], ...]
     layer_order: tuple[int, ...]
@@ -74,6 +83,8 @@ class ModelShape:
     vocabulary: int
     matrices: tuple[tuple[MatrixShape, int], ...]
     plain_elements: tuple[int, ...]
+    layer_weights: tuple[LayerWeights, ...]
+    weights_order: tuple[int, ...]
     is_merged: bool = False
     # Of `matrices` those that experts have, and whether all experts of a layer can be kept as one tensor.
     expert_matrices: tuple[tuple[MatrixShape, int], ...] = ()
@@ -81,7 +92,8 @@ class ModelShape:
     # The room for adapters, and what it takes beside the weights.
     adapters: AdapterRoom = NO_ROOM
     adapter_bytes: int = 0
-    # Of that what lies beside single experts.
+    # Of that by layer, and what lies beside single experts.
+    layer_adapter_bytes: tuple[int, ...] = ()
     expert_adapter_bytes: int = 0
     # Of an element of a key or value in the cache: 16, or 8 with a scale of each head and token.
     cache_bits: int = 16
@@ -118,6 +130,11 @@ class ModelShape:
         return tuple(dict.fromkeys(layer.mixer for layer, _ in self.layers if isinstance(layer.mixer, FullAttention)))
 
 
+# How often each kind of matrix comes in a layer (_layer_of); True: among its experts' matrices.
+Counted = dict[tuple[int, bool], Counter[MatrixShape]]
+OUTSIDE = -1
+
+
 def widest_output(mlp: Mlp) -> int:
     return max(mlp.intermediate, mlp.shared_intermediate) if isinstance(mlp, Experts) else mlp.intermediate
 
@@ -136,12 +153,13 @@ def read_shape(
         with remote_advice(checkpoint.path):
             checkpoint.derived[key] = _read_shape(checkpoint, merged)
     shape: ModelShape = checkpoint.derived[key]
-    adapter_bytes = room_bytes(checkpoint, adapters)
-    of_experts = adapter_bytes - room_bytes(checkpoint, replace(adapters, has_experts=False))
+    by_layer = layer_room_bytes(checkpoint, adapters)
+    of_experts = by_layer.total() - room_bytes(checkpoint, replace(adapters, has_experts=False))
     return replace(
         shape,
         adapters=adapters,
-        adapter_bytes=adapter_bytes,
+        adapter_bytes=by_layer.total(),
+        layer_adapter_bytes=tuple(by_layer[number] for number in range(shape.num_layers)),
         expert_adapter_bytes=of_experts,
         cache_bits=cache_bits,
     )
@@ -149,15 +167,21 @@ def read_shape(
 
 def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:
     name, config = checkpoint.name, text_config(checkpoint.config)
-    layers, (others, of_experts) = Counter(checkpoint.layers), _counted(checkpoint, merged)
+    layers, counted = Counter(checkpoint.layers), _counted(checkpoint, merged)
     places = {layer: place for place, layer in enumerate(layers)}
+    others, of_experts = _of_all(counted)
+    plain = _plain_elements(checkpoint)
+    weights = list(_layer_weights(counted, plain, len(checkpoint.layers)))
+    kinds = {one: place for place, one in enumerate(dict.fromkeys(weights))}
     shape = ModelShape(
         layers=tuple(layers.items()),
         layer_order=tuple(places[layer] for layer in checkpoint.layers),
         hidden=read_number(name, config, "hidden_size"),
         vocabulary=num_tokens(checkpoint),
         matrices=tuple((others + of_experts).items()),
-        plain_elements=tuple(_plain_elements(checkpoint)),
+        plain_elements=tuple(elements for _, elements in plain),
+        layer_weights=tuple(kinds),
+        weights_order=tuple(kinds[one] for one in weights),
         is_merged=merged,
         expert_matrices=tuple(of_experts.items()),
         are_experts_alike=checkpoint.has_like_experts,
@@ -171,26 +195,50 @@ def matrix_shapes(checkpoint: Checkpoint, merged: bool = False) -> Counter[Matri
 
     Raises CheckpointError where a tensor contradicts its format.
     """
-    others, of_experts = _counted(checkpoint, merged)
+    others, of_experts = _of_all(_counted(checkpoint, merged))
     return others + of_experts
 
 
-def _counted(checkpoint: Checkpoint, merged: bool) -> tuple[Counter[MatrixShape], Counter[MatrixShape]]:
+def _of_all(counted: Counted) -> tuple[Counter[MatrixShape], Counter[MatrixShape]]:
+    """The matrices of no expert and those of experts, of all layers together."""
+    found = Counter[MatrixShape](), Counter[MatrixShape]()
+    for (_, is_expert), some in counted.items():
+        found[is_expert].update(some)
+    return found
+
+
+def _layer_weights(counted: Counted, plain: Sequence[tuple[int, int]], num_layers: int) -> Iterator[LayerWeights]:
+    plain_bytes = Counter[int]()
+    for number, elements in plain:
+        plain_bytes[number] += round_to_block(elements * HALF_BYTES)
+    none = Counter[MatrixShape]()
+    for number in range(num_layers):
+        both = counted.get((number, False), none) + counted.get((number, True), none)
+        yield LayerWeights(tuple(both.items()), plain_bytes[number])
+
+
+def _layer_of(name: str) -> int:
+    """The number of the layer that a tensor or a matrix is in, OUTSIDE for those in none."""
+    found = LAYER.match(f"{name}.")
+    return OUTSIDE if found is None else int(found[1])
+
+
+def _counted(checkpoint: Checkpoint, merged: bool) -> Counted:
     """_count_matrices, once for each checkpoint."""
     key = (MatrixShape, merged)
     if key not in checkpoint.derived:
         checkpoint.derived[key] = _count_matrices(checkpoint, merged)
-    found: tuple[Counter[MatrixShape], Counter[MatrixShape]] = checkpoint.derived[key]
+    found: Counted = checkpoint.derived[key]
     return found
 
 
-def _count_matrices(checkpoint: Checkpoint, merged: bool) -> tuple[Counter[MatrixShape], Counter[MatrixShape]]:
-    """The matrices of no expert and those of experts. An expert's gate and up are one, whether others are merged or
+def _count_matrices(checkpoint: Checkpoint, merged: bool) -> Counted:
+    """The matrices of each layer, those of experts apart. An expert's gate and up are one, whether others are merged or
     not."""
     groups = merged_matrices(checkpoint) if merged else expert_groups(checkpoint)
     groups_of = {name: group for group in groups for name in group.sizes}
     # A bias beside a matrix of a family that has none is auto-gptq's zeros, which are not kept.
-    has_biases, found = _has_biases(checkpoint), (Counter[MatrixShape](), Counter[MatrixShape]())
+    has_biases, found = _has_biases(checkpoint), Counted()
     for name, matrix in checkpoint.matrices.items():
         group = groups_of.get(name)
         if ROUTER.search(name) or (group is not None and name != next(iter(group.sizes))):
@@ -198,7 +246,7 @@ def _count_matrices(checkpoint: Checkpoint, merged: bool) -> tuple[Counter[Matri
         out_features = group.out_features if group else matrix.out_features
         has_bias = "bias" in matrix.tensors and has_biases
         one = MatrixShape(matrix.in_features, out_features, matrix.format, has_bias)
-        found[expert_matrix(name) is not None][one] += 1
+        found.setdefault((_layer_of(name), expert_matrix(name) is not None), Counter())[one] += 1
     return found
 
 
@@ -207,13 +255,14 @@ def _has_biases(checkpoint: Checkpoint) -> bool:
     return bool(config.get("attention_bias") or config.get("mlp_bias")) or config.get("model_type") != "llama"
 
 
-def _plain_elements(checkpoint: Checkpoint) -> list[int]:
-    """The sizes of what is not quantized when the model runs; twice those of what is in float32."""
+def _plain_elements(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """The layer (_layer_of) and the size of what is not quantized when the model runs; twice that of what is in
+    float32."""
     factor = 2 if text_config(checkpoint.config).get("model_type") in FLOAT_ROUTERS else 1
-    routers = [one for name, one in checkpoint.matrices.items() if ROUTER.search(name)]
+    routers = {name: one for name, one in checkpoint.matrices.items() if ROUTER.search(name)}
     others = {name for matrix in checkpoint.matrices.values() for name in matrix.tensors.values()} | checkpoint.repeated
-    return [factor * one.in_features * one.out_features for one in routers] + [
-        math.prod(tensor.shape) * (factor if ROUTER.search(name.removesuffix(".weight")) else 1)
+    return [(_layer_of(name), factor * one.in_features * one.out_features) for name, one in routers.items()] + [
+        (_layer_of(name), math.prod(tensor.shape) * (factor if ROUTER.search(name.removesuffix(".weight")) else 1))
         for name, tensor in checkpoint.tensors.items()
         if name not in others and not name.endswith(".inv_freq")
     ]

@@ -50,8 +50,17 @@ def split_plan(
         round_to_block(count * HALF_BYTES) for count in shape.plain_elements if count == shape.vocabulary * shape.hidden
     ]
     head_bytes = sum(embedding_bytes[1:] or embedding_bytes)
-    # Norms and all else are the layers'.
-    layer = -(-(weight_bytes(shape, kernel) - sum(embedding_bytes)) // shape.num_layers)
+    kinds_bytes = [
+        one.plain_bytes + sum(count * kernel.matrix_bytes(matrix) for matrix, count in one.matrices)
+        for one in shape.layer_weights
+    ]
+    own = [
+        kinds_bytes[kind] + adapters
+        for kind, adapters in zip(shape.weights_order, shape.layer_adapter_bytes, strict=True)
+    ]
+    # The last norm, and what else is in no layer, lies where the head does.
+    head_bytes += weight_bytes(shape, kernel) - sum(embedding_bytes) - sum(own)
+    weights_to = list(itertools.accumulate(own, initial=0))
     num_pages = cache.num_pages(num_slots, context_tokens) if captured else None
     kinds = [layer_state_bytes(one, context_tokens, num_slots, num_pages, shape.cache_bits) for one, _ in shape.layers]
     table = table_bytes(num_slots, context_tokens) if captured else 0
@@ -60,8 +69,8 @@ def split_plan(
     last = len(capabilities) - 1
     kept_logits = kept_logits_bytes(shape, num_slots) if captured else 0
 
-    def plan(place: int, layers: Sequence[int]) -> MemoryPlan:
-        """GPU number `place` with so many layers, which keep `layers` bytes each."""
+    def plan(place: int, first: int, after: int) -> MemoryPlan:
+        """GPU number `place` with the layers from `first` on, those before `after`."""
         activations = activation_bytes(
             shape,
             kernel,
@@ -72,24 +81,24 @@ def split_plan(
             draws=not captured or place == last,
         )
         links = (place > 0) + (place < last) if captured else 0
-        end = sum(embedding_bytes[:1]) * (place == 0) + head_bytes * (place == last)
+        ends_bytes = sum(embedding_bytes[:1]) * (place == 0) + head_bytes * (place == last)
         return MemoryPlan(
-            weights=end + len(layers) * layer,
+            weights=ends_bytes + weights_to[after] - weights_to[first],
             scratch=kernel.scratch_bytes(shape, capabilities[place], sizes.chunk_tokens, sizes.rows(num_slots))
             + links * link_bytes(shape, max(sizes.chunk_tokens, num_slots)),
-            kv_cache=sum(layers) + table,
+            kv_cache=sum(states[first:after]) + table,
             activations=activations,
             pool=pool_bytes(activations, captured) + (kept_logits if place == last else 0),
             workspace=workspace_bytes(capabilities[place]),
-            graphs=len(layers) * graphs,
+            graphs=(after - first) * graphs,
             context=context_bytes(capabilities[place]),
             loading=kernel.loading_bytes(shape, captured),
-            num_layers=len(layers),
+            num_layers=after - first,
         )
 
-    empty = [plan(place, ()) for place in range(last + 1)]
+    empty = [plan(place, 0, 0) for place in range(last + 1)]
     # The head is read for every token, as if it were some layers more.
-    head_layers = round(head_bytes / layer)
+    head_layers = round(head_bytes * len(own) / sum(own))
 
     def ends(most: int) -> list[int]:
         """Where each GPU's layers end if none has more than `most`; the last one takes what is left over."""
@@ -98,7 +107,7 @@ def split_plan(
             one, end, kept = empty[place], begin, 0
             while end < len(states) and end - begin < most:
                 kept += states[end]
-                weights = (end + 1 - begin) * (layer + graphs)
+                weights = weights_to[end + 1] - weights_to[begin] + (end + 1 - begin) * graphs
                 if max(one.running + kept, one.while_loading) + weights > available_bytes[place]:
                     break
                 end += 1
@@ -108,7 +117,7 @@ def split_plan(
 
     def has_room(most: int) -> bool:
         *_, begin, end = (0, *ends(most))
-        total = plan(last, states[begin:end]).total
+        total = plan(last, begin, end).total
         return end - begin + head_layers <= most and total <= available_bytes[last]
 
     few, many = 1, len(states)
@@ -118,7 +127,7 @@ def split_plan(
             middle = (few + many) // 2
             few, many = (few, middle) if has_room(middle) else (middle + 1, many)
     places = [0, *ends(many)]
-    return tuple(plan(place, states[begin:end]) for place, (begin, end) in enumerate(itertools.pairwise(places)))
+    return tuple(plan(place, begin, end) for place, (begin, end) in enumerate(itertools.pairwise(places)))
 
 
 def link_bytes(shape: ModelShape, num_rows: int) -> int:

@@ -198,6 +198,22 @@ def test_a_split_in_graphs_counts_what_each_gpu_has_of_it() -> None:
     assert 0 < first.scratch - whole.scratch == last.scratch - whole.scratch < 16 * MIB
 
 
+def test_each_gpu_of_a_split_counts_the_weights_of_its_own_layers() -> None:
+    """GLM 4.5's first layer has no experts. Each layer counted as one of the average: the last GPU had half a gigabyte
+    more than its plan said."""
+    shape = shape_of("7B")
+    (whole,) = shape.layer_weights
+    few = replace(whole, matrices=whole.matrices[:1])
+    left_out = sum(count * LLAMADECK.matrix_bytes(matrix) for matrix, count in whole.matrices[1:])
+    uneven = replace(shape, layer_weights=(few, whole), weights_order=(0,) * 4 + (1,) * 28,
+                     matrices=tuple((matrix, count if matrix == whole.matrices[0][0] else count * 28 // 32)
+                                    for matrix, count in shape.matrices))  # fmt: skip
+    rooms = [8 * 2**30] * 2
+    even, plans = (split_plan(one, LLAMADECK, [AMPERE] * 2, rooms, 4096, 1, USUAL_SIZES) for one in (shape, uneven))
+    assert [one.num_layers for one in plans] == [one.num_layers for one in even]
+    assert even[0].weights - plans[0].weights == 4 * left_out and even[1].weights == plans[1].weights
+
+
 def test_each_gpu_of_a_split_counts_the_cache_of_its_own_layers() -> None:
     """Gemma 4: layers with few large heads, with many small ones, and with none that they keep."""
     shape = shape_of("7B")
