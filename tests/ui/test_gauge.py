@@ -429,3 +429,25 @@ tell([choices, words(tab)])
     choices, seen = run_page(nvml_standin, code)
     assert choices[1] == "4,096 tokens in all" and choices[-1] == "8,192 tokens in all"
     assert "4,096 tokens for all chats together" in seen
+
+
+@pytest.mark.parametrize(
+    ("locale", "saved"),
+    [
+        ("en-US", "Keys and values take 82 MiB, in 16 bit they would take 161."),
+        ("zh-CN", "键和值占用 82 MiB，用 16 位则占用 161 MiB。"),
+    ],
+)
+def test_what_8_bits_save_is_said_to_the_mib(nvml_standin: Standin, locale: str, saved: str) -> None:
+    """Of a short context the verdict, in tenths of a GiB, said the same with and without."""
+    code = f"""
+tab = open_tab("2_Load_Model", {locale!r})
+tab.select_slider(key="gauge_context_7B").set_value(256)
+run(tab)
+before = words(tab)
+tab.toggle(key="gauge_bits_7B").set_value(True)
+run(tab)
+tell([before, words(tab)])
+"""
+    before, after = run_page(nvml_standin, code)
+    assert saved in after and saved[:12] not in before

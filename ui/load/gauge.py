@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import streamlit as st
 
@@ -18,7 +19,8 @@ from core.memory.cpu_fit import CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, check_fit
 from core.memory.fit_report import SIZES, FitReport
-from core.memory.plan import MemoryPlan
+from core.memory.load_plan import LoadPlan
+from core.memory.plan import MemoryPlan, state_bytes
 from core.memory.rental import cards_that_fit
 from core.memory.sizes import MIB
 from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar, memory_size
@@ -141,12 +143,21 @@ def draw_verdict(report: Verdict) -> None:
     if not report.fits:
         _draw_cards(report)
     draw_notes(report.notes)
+    if report.load.cache.bits == 8:
+        # The verdict's sentence is rounded: of short contexts it would not show.
+        taken, whole = (f"{math.ceil(cache_bytes(report.load, bits) / MIB):,}" for bits in (8, 16))
+        st.caption(tr("gauge.cache_saved", taken=taken, whole=whole))
     if report.reason != "too_large":
         longest = "gauge.longest" if report.load.pool_tokens is None else "gauge.longest_shared"
         st.caption(tr(longest, longest=f"{report.max_context:,}"))
     if speed and not report.is_slow:
         st.caption(speed)
     _draw_working(report)
+
+
+def cache_bytes(load: LoadPlan, bits: int) -> int:
+    """What the keys and values of the load's chats would take in `bits`, with the states of recurrent layers."""
+    return state_bytes(replace(load.shape, cache_bits=bits), load.context_tokens, load.num_slots, load.num_pages)
 
 
 def _mark(report: FitReport | CpuReport) -> str:
