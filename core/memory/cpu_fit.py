@@ -121,11 +121,18 @@ def check_cpu_fit(
 def token_bytes(shape: ModelShape, kernel: KernelSpec) -> int:
     """What one token of one chat reads: every weight but the embedding, of which it takes a row, and the experts
     that it does not go through."""
-    table = round_to_block(shape.vocabulary * shape.hidden * HALF_BYTES)
-    tables = sum(count == shape.vocabulary * shape.hidden for count in shape.plain_elements)
     experts = sum(count * kernel.matrix_bytes(matrix) for matrix, count in shape.expert_matrices)
     unread = round((experts + shape.expert_adapter_bytes) * (1 - token_share(shape.layers)))
-    return weight_bytes(shape, kernel) - table * (tables > 1) - unread
+    return weight_bytes(shape, kernel) - table_bytes(shape) * (not is_tied(shape)) - unread
+
+
+def table_bytes(shape: ModelShape) -> int:
+    """The embedding, and a head."""
+    return round_to_block(shape.vocabulary * shape.hidden * HALF_BYTES)
+
+
+def is_tied(shape: ModelShape) -> bool:
+    return sum(count == shape.vocabulary * shape.hidden for count in shape.plain_elements) < 2
 
 
 def speed_text(tokens_per_s: float) -> str:
@@ -140,6 +147,8 @@ def _needed_bytes(shape: ModelShape, kernel: KernelSpec, context_tokens: int, nu
     state = state_bytes(shape, context_tokens, num_chats)
     moment = activation_bytes(shape, kernel, SIZES, context_tokens, num_chats, own_attention=False)
     held = weight_bytes(shape, kernel) + (ADAPTER_COPIES - 1) * shape.adapter_bytes
+    # A head that is the embedding lies beside it once more, as its products read it (worker/model/packed_linear.py).
+    held += table_bytes(shape) * is_tied(shape)
     return held + max(state + moment, _loading_bytes(shape)) + PROCESS_BYTES
 
 

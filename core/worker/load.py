@@ -46,6 +46,7 @@ from core.worker.model.expert_adapters import add_expert_adapters
 from core.worker.model.kv_cache import SlotCache
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
+from core.worker.model.packed_linear import pack_linears
 from core.worker.plan_load import STAGE_BEGIN, Progress, plan_load
 from core.worker.warm_up import warm_up, warm_up_sampling, warm_up_verifying
 
@@ -81,6 +82,8 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
     cap = memory_cap(memory_plans, device_map.devices, plan.is_forced) if memory_plans else nullcontext()
     with torch.inference_mode(), cap:
         model = read_model(checkpoint, plan, device_map, progress)
+        if plan.device_kind == "cpu":
+            log.info("%d matrices in oneDNN's layout", pack_linears(model))
         banks, room = None, plan.shape.adapters
         if room.count:
             banks = add_adapters(model, adaptable_matrices(checkpoint), room, plan.num_slots, device_map)

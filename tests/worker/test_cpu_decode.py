@@ -28,6 +28,7 @@ from core.worker.model import attention
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
+from core.worker.model.packed_linear import PackedLinear
 from tests.support.checkpoints import Recipe, make_checkpoint
 
 CPU = torch.device("cpu")
@@ -197,14 +198,15 @@ def test_tokens_that_are_verified_are_those_that_would_have_been_decoded(tmp_pat
     )
 
 
-@pytest.mark.parametrize("has_units", [True, False], ids=["multiplies bfloat16", "does not"])
+@pytest.mark.parametrize("is_packed", [True, False], ids=["in oneDNN's layout", "plain"])
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 8])
-def test_a_head_gives_the_same_logits_for_a_row_whatever_rows_are_beside_it(
-    num_rows: int, has_units: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_head_gives_the_same_logits_for_a_row_whatever_rows_are_beside_it(num_rows: int, is_packed: bool) -> None:
     """As wide as a real one's inputs, so that the order of the sum would show, however many rows there are."""
-    monkeypatch.setattr(cpu_decode, "multiplies_bfloat16", lambda: has_units)
-    head = torch.nn.Linear(576, 1000, bias=False, dtype=torch.bfloat16)
+    head: Any = torch.nn.Linear(576, 1000, bias=False, dtype=torch.bfloat16)
+    if is_packed:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            pytest.skip("oneDNN does not multiply bfloat16 on this CPU")
+        head = PackedLinear(head)
     rows = torch.randn((num_rows, 576), generator=torch.Generator().manual_seed(2)).bfloat16()
     logits = cpu_decode._head(head, 576)(rows)
     assert torch.equal(logits, torch.cat([head(row.unsqueeze(0)) for row in rows]))

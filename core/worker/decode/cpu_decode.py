@@ -16,13 +16,12 @@ from torch import nn
 from torch.nn.functional import embedding, linear, scaled_dot_product_attention, silu
 from transformers import PreTrainedModel
 
-from core.memory.step_sizes import VERIFIED_TOKENS
-from core.worker.kernels.cpu_int4_prefill import multiplies_bfloat16
 from core.worker.model.attention import pack_by_key, unpack_by_key
 from core.worker.model.backends.aten_int4 import CpuInt4Linear
 from core.worker.model.kv_cache import SlotCache
 from core.worker.model.merged_linear import MergedLinearSlice
 from core.worker.model.model_runner import ModelRunner
+from core.worker.model.packed_linear import PackedLinear
 
 log = logging.getLogger(__name__)
 # The modules of a layer, its attention and its MLP. A model with any other module keeps its own pass.
@@ -241,7 +240,7 @@ def _side_by_side(modules: list[nn.Module]) -> Function:
 
 
 def _matrix(module: nn.Module) -> Function:
-    if isinstance(module, CpuInt4Linear):
+    if isinstance(module, CpuInt4Linear | PackedLinear):
         return module.multiply_rows
     if isinstance(module, nn.Linear):
         weight, bias = module.weight, module.bias
@@ -250,22 +249,12 @@ def _matrix(module: nn.Module) -> Function:
 
 
 def _head(module: Any, size: int) -> Function:
-    """The model's head. A plain one takes torch.mv for one row, and for several a product with the rows on the right,
-    each about 1.5 times as fast, if that rounds alike."""
+    """The model's head. A plain one takes torch.mv for one row, about 1.5 times as fast, if that rounds alike."""
     function = _matrix(module)
     if not isinstance(module, nn.Linear) or module.bias is not None:
         return function
     weight = module.weight
-    sample = torch.randn((VERIFIED_TOKENS, size), generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-
-    def several(rows: torch.Tensor) -> torch.Tensor:
-        return torch.mm(weight, rows.t()).t()
-
-    if not torch.equal(torch.mv(weight, sample[0]), function(sample[:1])[0]):
+    sample = torch.randn((1, size), generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    if not torch.equal(torch.mv(weight, sample[0]), function(sample)[0]):
         return function
-    # Without oneDNN's kernels for bfloat16, ATen's own would read the whole matrix again for each row.
-    takes_right = multiplies_bfloat16() and all(
-        torch.equal(several(rows), function(rows)) for rows in (sample[:2], sample)
-    )
-    many = several if takes_right else function
-    return lambda x: torch.mv(weight, x[0]).unsqueeze(0) if x.shape[0] == 1 else many(x)
+    return lambda x: torch.mv(weight, x[0]).unsqueeze(0) if x.shape[0] == 1 else function(x)
