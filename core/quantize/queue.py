@@ -104,12 +104,16 @@ class QuantizeQueue(JobQueue[QuantizeJob]):
 
     def _look(self, known: Collection[str]) -> tuple[set[str], dict[str, QuantizeJob]]:
         names, found = folders.unfinished_jobs(), {}
+        resting = set(names)
         for name in names:
-            if name in known:
-                if (there := self._find(name)) is not None:
-                    there.look()
+            there = self._find(name) if name in known else None
+            if there is not None:
+                there.look()
+            if (there is None or there.may_vanish) and folders.is_locked(name):
+                # Another process is at it, and shows how far it is.
+                resting.discard(name)
                 continue
-            if folders.is_locked(name):
+            if name in known:
                 continue
             try:
                 file = read_job(folders.job_folder(name))
@@ -120,7 +124,7 @@ class QuantizeQueue(JobQueue[QuantizeJob]):
             if file.name == name:
                 job = found[name] = self._job(file, record.source if record else None)
                 job.mark_found()
-        return set(names), found
+        return resting, found
 
     def _sweep(self) -> None:
         """Remove uploaded texts that no job needs any more."""

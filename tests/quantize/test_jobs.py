@@ -320,6 +320,18 @@ def test_another_process_keeps_its_job(make_queue: Callable[..., QuantizeQueue],
         assert queue.jobs == ()
 
 
+def test_a_job_is_not_called_paused_while_another_process_works_at_it(
+    make_queue: Callable[..., QuantizeQueue], plain: Path
+) -> None:
+    queue = make_queue(WaitingProcess)
+    job = queue.add(folder_target(plain), OPTIONS, "cpu")
+    queue.pause(job.id)
+    assert job.wait(30) and [one.phase for one in queue.jobs] == ["paused"]
+    with folders.locked(job.id):
+        assert queue.jobs == ()
+    assert [(one.id, one.phase) for one in queue.jobs] == [(job.id, "paused")]
+
+
 def test_what_is_wrong_is_said_before_anything_is_begun(
     make_queue: Callable[..., QuantizeQueue], plain: Path, adapter: Path, models: Path, tmp_path: Path
 ) -> None:
