@@ -434,7 +434,7 @@ tell([choices, words(tab)])
 @pytest.mark.parametrize(
     ("locale", "saved"),
     [
-        ("en-US", "Keys and values take 82 MiB, in 16 bit they would take 161."),
+        ("en-US", "Keys and values take 82 MiB; in 16 bit they would take 161."),
         ("zh-CN", "键和值占用 82 MiB，用 16 位则占用 161 MiB。"),
     ],
 )
