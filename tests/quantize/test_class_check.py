@@ -129,12 +129,18 @@ def test_a_head_beside_a_tied_embedding_and_computed_tensors_are_no_reason(tmp_p
     check_tensors(changed(folder, add), "given")
 
 
-def test_an_embedding_with_other_rows_than_the_configuration_says_is_refused(tmp_path: Path) -> None:
-    """A load takes the embedding's word. gptqmodel takes the configuration's, and ended in an error."""
+def test_the_embedding_says_how_many_tokens_there_are(tmp_path: Path) -> None:
+    """As it does for a load. gptqmodel took the configuration's word and ended in an error; then such sources were
+    refused. A head of its own has as many rows."""
     folder = make_plain(tmp_path / "model")
     change_json(folder / "config.json", vocab_size=300)
-    found = refusal(folder)
-    assert (found["key"], found["found"], found["wanted"]) == ("weight_shape", "[384, 64]", "[300, 64]")
+    check_tensors(folder, "given")
+
+    def cut_head(tensors: Tensors) -> None:
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:300]
+
+    found = refusal(changed(folder, cut_head))
+    assert (found["key"], found["found"], found["wanted"]) == ("weight_shape", "[300, 64]", "[384, 64]")
 
 
 def test_keys_of_layers_that_have_an_earlier_ones_are_left_aside(tmp_path: Path) -> None:

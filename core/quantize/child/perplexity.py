@@ -20,7 +20,7 @@ from core.quantize.calibration import HELD_OUT, row_tokens
 from core.quantize.child.source_config import source_config
 from core.quantize.child.weights import LazyWeights
 from core.tokenizer.read import read_tokenizer
-from core.worker.model.model_config import plain_text_config
+from core.worker.model.model_config import plain_text_config, with_plain_floats
 
 MAX_WINDOWS = 8
 # Rows of logits at once: a vocabulary of 150,000 makes 300 MB of them in float32.
@@ -81,7 +81,7 @@ def measure(folder: Path, device: str, report: Callable[..., None]) -> dict[str,
 
 def plain_config(folder: Path) -> Any:
     """The configuration of the text's part without its quantization, so that transformers makes plain layers."""
-    found = source_config(folder)
+    found = with_plain_floats(source_config(folder))
     config = CONFIG_MAPPING[found["model_type"]].from_dict(found)
     text = config.get_text_config()
     for one in (config, text):

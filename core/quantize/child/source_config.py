@@ -14,7 +14,7 @@ from core.checkpoint.text_config import named_config
 from core.checkpoint.tied_head import EMBEDDINGS
 from core.checkpoint.weight_files import find_weights
 from core.common.values import is_whole
-from core.worker.model.model_config import is_text_part, settle_head_dim
+from core.worker.model.model_config import is_text_part, settle_head_dim, with_plain_floats
 
 # Configurations that transformers reads settled, by their folder.
 settled_folders: dict[Path, dict[str, Any]] = {}
@@ -41,7 +41,7 @@ def source_config(folder: Path) -> dict[str, Any]:
 
 def install(folder: Path, config: dict[str, Any]) -> None:
     """Let transformers, and with it gptqmodel, in this process find `config` in `folder`."""
-    settled_folders[folder] = config
+    settled_folders[folder] = with_plain_floats(config)
     if PreTrainedConfig.get_config_dict.__module__ == __name__:
         return
     plain = PreTrainedConfig.__dict__["get_config_dict"].__func__

@@ -57,7 +57,7 @@ def read_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfig
 
 
 def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfig:
-    found = _with_plain_floats(deepcopy(checkpoint.config))
+    found = with_plain_floats(deepcopy(checkpoint.config))
     found.pop("quantization_config", None)
     if found.get("model_type") in FALCONS:
         text = text_config(found)
@@ -112,15 +112,15 @@ def settle_head_dim(part: dict[str, Any]) -> None:
         part["head_dim"] = hidden // heads
 
 
-def _with_plain_floats(value: Any) -> Any:
+def with_plain_floats(value: Any) -> Any:
     """`value` with the numbers that JSON does not have: transformers writes {"__float__": "Infinity"}."""
     if isinstance(value, list):
-        return [_with_plain_floats(one) for one in value]
+        return [with_plain_floats(one) for one in value]
     if not isinstance(value, dict):
         return value
     if set(value) == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
         return float(value["__float__"])
-    return {name: _with_plain_floats(one) for name, one in value.items()}
+    return {name: with_plain_floats(one) for name, one in value.items()}
 
 
 def _settle_tokens(text: PreTrainedConfig, count: int) -> None:
