@@ -107,14 +107,14 @@ def every_job(places: Places) -> Iterator[Job]:
     yield from split_jobs(places)
     yield from kernel_jobs(places)
     yield from (tests_job(name, parts, places, 150.0) for name, parts in MORE_TESTS.items())
+    yield tests_job("tests: one GPU that plays two", ("split",), places, 60.0)
     yield tests_job(LOAD_TESTS, ("load",), places, 60.0, card_gib=CARD_GIB)
     yield from ladder_jobs(places)
     if places.vllm is not None:
         yield from (table_job(name, "vllm", places) for name in CASES)
         yield adapter_job("vllm", places)
-        arguments = ["-m", "benchmarks.scale_on_gpu", str(places.folder), *vllm_arguments(places)]
-        arguments += ["--results", str(places.results)]
-        yield Job("scale", tuple(arguments), 380.0, ("7B",), num_cards=2)
+        yield scale_job(1, 250.0, places)
+        yield scale_job(2, 180.0, places)
     if places.llama_cpp is not None:
         yield from (llama_cpp_job(name, shape, places) for name, shape in GGUFS.items())
 
@@ -153,6 +153,12 @@ def llama_cpp_job(model: str, shape: str, places: Places) -> Job:
     arguments = ["-m", "benchmarks.llama_cpp_gpu", str(places.folder), "--bin", str(places.llama_cpp), "--cases", shape]
     arguments += ["--keep-models", "--results", str(places.results)]
     return Job(f"llama.cpp: {shape}", tuple(arguments), LLAMA_CPP_S[shape], (model,))
+
+
+def scale_job(num_gpus: int, seconds: float, places: Places) -> Job:
+    arguments = ["-m", "benchmarks.scale_on_gpu", str(places.folder), "--gpus", str(num_gpus)]
+    arguments += [*vllm_arguments(places), "--results", str(places.results)]
+    return Job(f"scale: {num_gpus} GPU{'s' * (num_gpus > 1)}", tuple(arguments), seconds, ("7B",), num_cards=num_gpus)
 
 
 def adapter_job(engine: str, places: Places) -> Job:
