@@ -44,7 +44,7 @@ ROW_TILES = {
     r"cp_async_bulk\(room\.x[^;]*;": ";",
 }
 EXCHANGE = {
-    r"while \(!ld_acquire\(of_others \+ other\)\)": "while (false)",
+    r"while \(!ld_acquire\(of_others \+ other \* CLUSTER\)\)": "while (false)",
     r"for \(int other = 0; other < others;": "for (int other = others; other < others;",
 }
 WITHOUT: dict[str, Mapping[str, str]] = {

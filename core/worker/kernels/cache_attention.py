@@ -1,5 +1,5 @@
 """Attention over the slots' KV cache, of one token a row and of chunks of prompts: the kernels of
-cuda/cache_attention.cu.
+cuda/cache_attention.cu, and of cuda/prompt_attention.cu on compute capability 9.0.
 
 For models whose layers are not fused (decode_attention.py), and for their chunks. Both read slots and positions from
 GPU memory, as step_ops.py says. A row's result does not depend on the other rows.
@@ -7,11 +7,13 @@ GPU memory, as step_ops.py says. A row's result does not depend on the other row
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
+from core.memory.kernels.llamadeck import has_fused_prefill
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.kv_pages import KvPages, page_defines
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
@@ -27,10 +29,24 @@ COMBINE_THREADS = 128
 MAX_SPLITS, MAX_SPLIT_ROWS = 32, 1024
 
 
-class CacheAttention(NamedTuple):
-    """The compiled kernels for heads of one size, and the columns that they take at a time."""
+# Heads that chunks of prompts are multiplied with by wgmma (cuda/prompt_attention.cu), with the columns that a block
+# takes at a time; its queries, and its threads.
+PROMPT_COLUMNS = {64: 128, 128: 128, 256: 64}
+PROMPT_QUERIES, PROMPT_THREADS, PROMPT_STAGES = 128, 384, 2
 
-    chunk: CudaKernel
+
+class ChunkKernel(NamedTuple):
+    """Attention of chunks, by blocks of `threads` which take `queries` tokens each."""
+
+    run: CudaKernel
+    queries: int
+    threads: int
+
+
+class CacheAttention(NamedTuple):
+    """The compiled kernels for heads of one size, and the columns that a block of `split` takes at a time."""
+
+    chunk: ChunkKernel
     split: CudaKernel
     combined: CudaKernel
     columns: int
@@ -60,14 +76,34 @@ def kernels_for(dtype: torch.dtype, dim: int, device: torch.device, bits: int = 
     if dtype not in (torch.float16, torch.bfloat16) or dim % 2:
         raise TypeError(f"attention in {dtype} with heads of {dim}")
     columns = choose_columns(dim, SharedMemory.of(device), bits)
-    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "COLUMNS": columns, **page_defines(bits)}
-    module = CudaModule(read_source("fragments.cuh", "pages.cuh", "cache_attention.cu"), defines, device)
-    return CacheAttention(
-        module.kernel("attend_chunks", shared_bytes(dim, CHUNK_WARPS, columns, bits)),
-        module.kernel("attend_split", shared_bytes(dim, 1, columns, bits)),
-        module.kernel("attend_combined"),
-        columns,
-    )
+    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, **page_defines(bits)}
+    source = read_source("fragments.cuh", "pages.cuh", "chunk_tiles.cuh", "cache_attention.cu")
+    module = CudaModule(source, {**defines, "COLUMNS": columns}, device)
+    if dim in PROMPT_COLUMNS and has_fused_prefill(torch.cuda.get_device_capability(device)):
+        chunk = _prompt_kernel(defines, device)
+    else:
+        run = module.kernel("attend_chunks", shared_bytes(dim, CHUNK_WARPS, columns, bits))
+        chunk = ChunkKernel(run, CHUNK_WARPS * WARP_QUERIES, CHUNK_WARPS * 32)
+    split = module.kernel("attend_split", shared_bytes(dim, 1, columns, bits))
+    return CacheAttention(chunk, split, module.kernel("attend_combined"), columns)
+
+
+def _prompt_kernel(defines: Mapping[str, int], device: torch.device) -> ChunkKernel:
+    """Of compute capability 9.0."""
+    dim, bits = defines["DIM"], defines["CACHE_BITS"]
+    columns = PROMPT_COLUMNS[dim]
+    names = ("hopper.cuh", "warpgroup_products.cuh", "pages.cuh", "chunk_tiles.cuh", "prompt_attention.cu")
+    module = CudaModule(read_source(*names), {**defines, "COLUMNS": columns}, device)
+    run = module.kernel("attend_prompts", prompt_shared_bytes(dim, columns, bits))
+    return ChunkKernel(run, PROMPT_QUERIES, PROMPT_THREADS)
+
+
+def prompt_shared_bytes(dim: int, columns: int, bits: int) -> int:
+    """Bytes of a block's shared memory (Room in cuda/prompt_attention.cu), aligned to 1024: its queries; keys and
+    values in flight, of 8 bit with their scales; their barriers."""
+    each = 2 * PROMPT_STAGES
+    halves = PROMPT_QUERIES * dim + each * columns * dim
+    return 1024 + halves * HALF_BYTES + (each * columns * FLOAT_BYTES if bits == 8 else 0) + 2 * each * 8
 
 
 def num_splits(num_slots: int, context_tokens: int, columns: int) -> int:
@@ -76,9 +112,9 @@ def num_splits(num_slots: int, context_tokens: int, columns: int) -> int:
     return min(most, -(-context_tokens // columns))
 
 
-def num_tiles(num_tokens: int, num_chunks: int) -> int:
+def num_tiles(num_tokens: int, num_chunks: int, tile_tokens: int) -> int:
     """The most tiles of queries that so many chunks, and the rows behind them, have: each but one may waste a part."""
-    return -(-num_tokens // (CHUNK_WARPS * WARP_QUERIES)) + min(num_chunks, num_tokens)
+    return -(-num_tokens // tile_tokens) + min(num_chunks, num_tokens)
 
 
 def attend_decode(
@@ -130,10 +166,11 @@ def attend_prefill(
     query, sinks = _readable(query, cache.dtype), None if sinks is None else sinks.to(cache.dtype)
     kernels = kernels_for(query.dtype, dim, query.device, cache.bits)
     out = torch.empty((1, num_tokens, num_heads, dim), dtype=query.dtype, device=query.device)
-    kernels.chunk(
-        (num_tiles(num_tokens, chunks.shape[0]), num_heads, 1), CHUNK_WARPS * 32, query, cache.argument, chunks, out,
-        query.stride(1), query.stride(2), float(scale), window, num_tokens, num_heads // cache.num_kv_heads,
-        cache.num_columns, sinks, chunks.shape[0],
+    chunk = kernels.chunk
+    chunk.run(
+        (num_tiles(num_tokens, chunks.shape[0], chunk.queries), num_heads, 1), chunk.threads, query, cache.argument,
+        chunks, out, query.stride(1), query.stride(2), float(scale), window, num_tokens,
+        num_heads // cache.num_kv_heads, cache.num_columns, sinks, chunks.shape[0],
     )  # fmt: skip
     return out
 

@@ -26,11 +26,13 @@ from core.worker.kernels import (
     sampling_kernel,
     step_ops,
 )
-from core.worker.kernels.nvrtc import Argument, _value
+from core.worker.kernels.nvrtc import SOURCES, Argument, _value
 from tests.support import compiled_kernels
 from tests.support.compiled_kernels import kept_library
 
 HEADER = Path(__file__).parent / "cuda_on_cpu.h"
+# In place of what compute capability 9.0 alone has.
+HOPPER, HOPPER_SOURCES = Path(__file__).parent / "hopper.h", ("hopper.cuh", "warpgroup_products.cuh")
 # Shared memory is static; that of a template would be one for all libraries, whatever their sizes.
 OPTIONS = [
     *compiled_kernels.OPTIONS, "-O2", "-fno-strict-aliasing", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-shared",
@@ -55,12 +57,21 @@ class CpuGpu:
     shared_memory_per_multiprocessor = 100 * 1024
 
 
+class CpuHopper:
+    """One of compute capability 9.0."""
+
+    shared_memory_per_block_optin = 227 * 1024
+    shared_memory_per_multiprocessor = 228 * 1024
+
+
 class CpuModule:
     """Stands in for CudaModule."""
 
     def __init__(self, source: str, defines: Mapping[str, str | int], device: torch.device) -> None:
         for ptx, cpp in IN_CPP.items():
             source = source.replace(ptx, cpp)
+        for file, text in zip(HOPPER_SOURCES, (HOPPER.read_text("utf-8"), ""), strict=True):
+            source = source.replace((SOURCES / file).read_text("utf-8"), text)
         lines = [f"#define {name} {value}" for name, value in defines.items()]
         lines += [HEADER.read_text("utf-8"), source]
         for name, parameters in KERNEL.findall(source):
@@ -96,14 +107,15 @@ class CpuKernel:
 
 
 @contextmanager
-def cuda_on_cpu() -> Iterator[None]:
-    """Let the kernels of a captured step run on the CPU inside the `with` block. Skips the test without g++."""
+def cuda_on_cpu(capability: tuple[int, int] = (5, 2)) -> Iterator[None]:
+    """Let the kernels of a captured step run on the CPU inside the `with` block. Skips the test without g++.
+    capability: (5, 2), or (9, 0) for attention over the cache as that has it."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ for CUDA on a CPU")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling_kernel, "SINGLE_BLOCK_THREADS", SAMPLE_THREADS)
-        patch.setattr(torch.cuda, "get_device_properties", lambda device: CpuGpu)
-        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (5, 2))
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: CpuGpu if capability < (9, 0) else CpuHopper)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         for module in KERNELS:
             patch.setattr(module, "CudaModule", CpuModule)
         forget()

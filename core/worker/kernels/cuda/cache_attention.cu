@@ -8,7 +8,6 @@
 #define STEPS (PADDED / 16)
 #define TILES (PADDED / 8)
 #define CHUNK_WARPS 4
-#define LOWEST __int_as_float(0xff800000)
 
 template <int WARPS>
 struct Tiles {
@@ -259,40 +258,6 @@ __device__ __forceinline__ void attend_columns(Tiles<WARPS>& room, const CachedH
     }
 }
 
-// What a head's sink adds to its softmax sum: a score that belongs to no column (arXiv 2309.17453). top: in base 2.
-__device__ __forceinline__ float of_sink(const u16* sinks, int head, float top) {
-    return sinks && top != LOWEST ? exp2f(to_float(sinks[head]) * 1.4426950408889634f - top) : 0.0f;
-}
-
-// Which tokens of a pass a block takes: a tile of one chunk, from its row `first_row` on. `begin`: the column of the
-// tile's first token; `num_there`: how many of its rows are the chunk's.
-struct ChunkTile {
-    i64 slot;
-    int first_row, begin, num_there;
-    bool is_padding;
-};
-
-// The tile `index` of the chunks [num_chunks][4] of slot, first column, tokens, first row, whose rows follow one
-// another. A tile never has tokens of two chunks, and begins where it does if its chunk is alone: so a token's result
-// does not depend on the others. The rows behind the last chunk are tiled too.
-__device__ __forceinline__ bool find_tile(const i64* chunks, int num_chunks, int tokens, int index, ChunkTile& tile) {
-    int row = 0;
-    for (int i = 0; i <= num_chunks; i++) {
-        const bool is_padding = i == num_chunks;
-        const int count = is_padding ? tokens - row : (int)chunks[i * 4 + 2];
-        const int tiles = (count + CHUNK_WARPS * 16 - 1) / (CHUNK_WARPS * 16), at = index * CHUNK_WARPS * 16;
-        if (index < tiles) {
-            tile.slot = is_padding ? chunks[0] : chunks[i * 4];
-            tile.begin = is_padding ? 0 : (int)chunks[i * 4 + 1] + at;
-            tile.first_row = row + at, tile.num_there = min(CHUNK_WARPS * 16, count - at);
-            tile.is_padding = is_padding;
-            return true;
-        }
-        index -= tiles, row += count;
-    }
-    return false;
-}
-
 // Causal attention of the new tokens of several slots: query [heads][tokens][DIM] by its strides -> out [tokens][heads]
 // [DIM]. sinks [heads]: see of_sink, if given. chunks: see find_tile. What stands beyond them in the cache is not
 // touched: a NaN that an earlier chat left weighs nothing, but times nothing it is a NaN. Tokens of no chunk get zeros.
@@ -307,7 +272,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3
     pdl_trigger();
     pdl_wait();
     ChunkTile tile;
-    if (!find_tile(chunks, num_chunks, tokens, gridDim.x - 1 - blockIdx.x, tile)) return;
+    if (!find_tile<CHUNK_WARPS * 16>(chunks, num_chunks, tokens, gridDim.x - 1 - blockIdx.x, tile)) return;
     const int stop = tile.is_padding ? 0 : min(tile.begin + tile.num_there, num_columns);
     const CachedHead cached(cache, tile.slot, head / group, max(0, tile.begin - window + 1) / COLUMNS * COLUMNS, stop);
     query += (i64)head * query_head + (i64)tile.first_row * query_token;
@@ -321,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3
         end[q] = min(end[q], stop);
     }
     TwoSums sums;
-    attend_columns(room, cached, seen, end, scale * 1.4426950408889634f, sums);
+    attend_columns(room, cached, seen, end, scale * LOG2_E, sums);
 #pragma unroll
     for (int q = 0; q < 2; q++) {
         const int token = warp * 16 + q * 8 + g;
@@ -360,7 +325,7 @@ extern "C" __global__ void __launch_bounds__(32)
         const int seen[2] = {begin, begin}, last[2] = {end, end};
         query += (i64)row * query_row + (i64)head * query_head;
         load_rows<1, 16>(room.queries, query, count, [&](int one) { return query + (i64)one * query_head; });
-        attend_columns(room, cached, seen, last, scale * 1.4426950408889634f, sums);
+        attend_columns(room, cached, seen, last, scale * LOG2_E, sums);
     }
 #pragma unroll
     for (int q = 0; q < 2; q++) {

@@ -33,6 +33,32 @@ __device__ __forceinline__ void mbarrier_arrive_on_copies(i64* barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(smem_address(barrier)) : "memory");
 }
 
+// Copies of cp_async_16 in groups: all but the last MOST groups that the thread asked for are there.
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int MOST>
+__device__ __forceinline__ void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(MOST) : "memory");
+}
+// What the thread wrote to shared memory is there for wgmma.
+__device__ __forceinline__ void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// A warpgroup gives registers back, or takes more: COUNT for each thread.
+template <int COUNT>
+__device__ __forceinline__ void set_registers_less() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ __forceinline__ void set_registers_more() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// 2^x, 0 where that is no normal number.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
 // `threads` of a block wait for one another at a named barrier.
 __device__ __forceinline__ void named_barrier_sync(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
@@ -77,3 +103,12 @@ __device__ __forceinline__ float ld_cluster(int rank, const float& own) {
 __device__ __forceinline__ unsigned long long wgmma_descriptor(const void* p) {
     return (smem_address(p) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
+
+// 16 of a thread's sums, as operands of asm.
+#define F4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+#define F16(i) F4(i), F4(i + 4), F4(i + 8), F4(i + 12)
+#if BF16
+#define WGMMA_TYPES "f32.bf16.bf16 "
+#else
+#define WGMMA_TYPES "f32.f16.f16 "
+#endif

@@ -78,14 +78,6 @@ __device__ __forceinline__ void store_gated_8(const u16* gates, const u16* ups, 
         make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// 16 of a thread's sums, as operands of asm.
-#define F4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
-#define F16(i) F4(i), F4(i + 4), F4(i + 8), F4(i + 12)
-#if BF16
-#define WGMMA_TYPES "f32.bf16.bf16 "
-#else
-#define WGMMA_TYPES "f32.f16.f16 "
-#endif
 __device__ __forceinline__ void wgmma(float* c, const u32* a, unsigned long long with) {
 #if TILE_ROWS == 128
     asm volatile("wgmma.mma_async.sync.aligned.m64n128k16." WGMMA_TYPES
