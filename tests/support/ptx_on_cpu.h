@@ -209,8 +209,9 @@ inline void wgmma_fence_sync_aligned() {}
 inline void wgmma_commit_group_sync_aligned() {}
 inline void wgmma_wait_group_sync_aligned() {}
 inline void fence_proxy_async_shared_cta() {}
-inline void setmaxnreg_dec_sync_aligned_u32() {}
-inline void setmaxnreg_inc_sync_aligned_u32() {}
+inline void ex2_approx_ftz_f32(float& to, float x) { to = std::exp2(x); }
+inline void setmaxnreg_dec_sync_aligned_u32(int = 0) {}
+inline void setmaxnreg_inc_sync_aligned_u32(int = 0) {}
 inline void stmatrix_sync_aligned_m8n8_x4_trans_shared_b16(u32 to, u32 r0, u32 r1, u32 r2, u32 r3) {
     const Given& given = exchange({to, r0, r1, r2, r3});
     const int lane = threadIdx.x % 32;

@@ -21,6 +21,8 @@ PADDING = -1
 TIMES = 21
 # Of values around 1: half precision rounds the weights of up to 1112 of them.
 TOLERANCE = 0.01
+# Half of what the integers of 8 bit are apart.
+COARSE = 0.03
 
 
 def apply_rope(head: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -30,11 +32,12 @@ def apply_rope(head: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
     return (head.float() * cos.float() + partner * sin.float()).half()
 
 
+@pytest.mark.parametrize("bits", [16, 8])
 @pytest.mark.parametrize("clusters", [True, False])
 @pytest.mark.parametrize("window", [1 << 30, 100])
 @pytest.mark.parametrize(("heads", "dim"), ATTENTION_HEADS)
 def test_attention_is_right_and_the_same_however_many_blocks_share_it(
-    heads: tuple[int, int], dim: int, window: int, clusters: bool
+    heads: tuple[int, int], dim: int, window: int, clusters: bool, bits: int
 ) -> None:
     if clusters and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("blocks cannot read one another's shared memory")
@@ -57,17 +60,21 @@ def test_attention_is_right_and_the_same_however_many_blocks_share_it(
 
     results = []
     for blocks in SPLITS:
-        kernels = DecodeKernels(torch.float16, heads, dim, rows, device, (blocks,), clusters)
-        cache = paged(*before)
+        kernels = DecodeKernels(torch.float16, heads, dim, rows, device, (blocks,), clusters, bits=bits)
+        cache = paged(*before, bits)
         got = kernels.attend(qkv, (cos, sin), cache, slots, columns, dim**-0.5, window)
         alone = kernels.attend(qkv[3:4], (cos[3:4], sin[3:4]), cache, slots[3:4], columns[3:4], dim**-0.5, window)
         assert torch.equal(alone[0], got[3])
         # The same rows in a step of many.
-        many = DecodeKernels(torch.float16, heads, dim, TIMES * rows, device, (blocks,), clusters).attend(
+        many = DecodeKernels(torch.float16, heads, dim, TIMES * rows, device, (blocks,), clusters, bits=bits).attend(
             qkv.repeat(TIMES, 1), (cos.repeat(TIMES, 1, 1), sin.repeat(TIMES, 1, 1)), cache, slots.repeat(TIMES),
             columns.repeat(TIMES, 1), dim**-0.5, window,
         )  # fmt: skip
-        assert torch.equal(many, got.repeat(TIMES, 1))
+        if bits == 16 or num_heads == num_kv_heads:
+            assert torch.equal(many, got.repeat(TIMES, 1))
+        else:
+            # Other warps add other sums first.
+            assert (many - got.repeat(TIMES, 1)).abs().max() < TOLERANCE
         results.append((got, *by_slot(cache)))
     got, keys, values = results[0]
     assert all(torch.equal(got, other) for other, _, _ in results)
@@ -80,10 +87,10 @@ def test_attention_is_right_and_the_same_however_many_blocks_share_it(
             [num_heads, num_kv_heads]
         )
         value = new[row, num_heads + num_kv_heads :]
-        assert (keys[slot, :, column] - key).abs().max() < TOLERANCE
-        assert torch.equal(values[slot, :, column], value)
-        seen_keys = torch.cat((before[0, slot, :, begin:column], key.unsqueeze(1)), 1).float()
-        seen_values = torch.cat((before[1, slot, :, begin:column], value.unsqueeze(1)), 1).float()
+        assert (keys[slot, :, column] - key).abs().max() < (TOLERANCE if bits == 16 else COARSE)
+        assert (values[slot, :, column] - value).abs().max() <= (0.0 if bits == 16 else COARSE)
+        # What is stored is what is seen, the new column too.
+        seen_keys, seen_values = (stored[slot, :, begin : column + 1].float() for stored in (keys, values))
         each = num_heads // num_kv_heads
         scores = query.float().unsqueeze(1) @ seen_keys.repeat_interleave(each, 0).transpose(1, 2)
         wanted = (scores * dim**-0.5).softmax(-1) @ seen_values.repeat_interleave(each, 0)

@@ -11,9 +11,12 @@ import torch
 
 from core.memory.fit import MAX_CHATS
 from core.worker.kernels.decode_attention import (
+    ATTEND_WARPS,
     HEAD_DIMS,
+    MANY_ATTEND_WARPS,
     MAX_QUERIES,
     SPLITS,
+    choose_attend_warps,
     choose_blocks,
     choose_pipeline_stages,
     plan_blocks,
@@ -224,6 +227,21 @@ def test_what_attention_wants_of_shared_memory_is_there(dim: int, blocks: int, b
             assert stages >= fewest and bytes_of[1] <= room.block_bytes
             assert bytes_of[0] > room.half_bytes or 2 * (bytes_of[1] + 1024) <= room.multiprocessor_bytes
     assert dim > 128 or all(choose_pipeline_stages(dim, one, blocks, ROOM_90, bits) > fewest for one in (1, 8))
+
+
+def test_a_cache_of_8_bit_has_more_warps_where_queries_share_a_key_and_there_is_room() -> None:
+    few, many = ATTEND_WARPS, MANY_ATTEND_WARPS
+    assert [choose_attend_warps(group, 128, SPLITS, ROOM_90, bits) for group in (1, 4, 8) for bits in (16, 8)] == [
+        few, few, few, many, few, many,
+    ]  # fmt: skip
+    assert choose_attend_warps(8, 256, SPLITS, ROOM_86, 8) == few
+    for dim in HEAD_DIMS:
+        for group in range(2, MAX_QUERIES + 1):
+            warps = choose_attend_warps(group, dim, SPLITS, ROOM_90, 8)
+            queries, stages = plan_blocks(group, dim, SPLITS, ROOM_90, 8, warps=warps)
+            assert queries == plan_blocks(group, dim, SPLITS, ROOM_90, 8)[0]
+            assert all(n >= 2 for _, n in stages)
+            assert all(attention_bytes(dim, queries, *one, 8, warps) <= ROOM_90.block_bytes for one in stages)
 
 
 def test_a_head_for_which_no_block_has_room_is_refused() -> None:

@@ -3,12 +3,13 @@
 // and key is RMS-normed by itself first. GATED: whether a gate for its output lies behind each query. QUERIES: how many
 // of a key's queries a block computes together, at most 8. CLUSTERS: whether blocks read one another's shared memory.
 // Each of ATTEND_WARPS warps takes COLUMNS columns at a time, the rows of a product.
-// Columns come in segments of ATTEND_WARPS * COLUMNS, each a page of the cache. Every KV_SPLITS-th segment belongs to one part. Each part is
-// summed by itself (arXiv 2311.01282); then the parts are added in order. So a row's result depends neither on the
-// number of blocks nor on the other rows.
+// Columns come in segments of ATTEND_WARPS * COLUMNS, one page of the cache or several. Every KV_SPLITS-th segment
+// belongs to one part. Each part is summed by itself (arXiv 2311.01282); then the parts are added in order. So a row's
+// result depends neither on the number of blocks nor on the other rows.
 
 #define ATTEND_THREADS (ATTEND_WARPS * 32)
 #define SEGMENT (ATTEND_WARPS * COLUMNS)
+#define SEGMENT_PAGES (SEGMENT / PAGE_TOKENS)
 #define STEPS (DIM / 32)
 #define CHUNKS (DIM / 64)
 #define PIECES (DIM / 8)
@@ -184,7 +185,8 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
         return;
     }
     const int begin = max(0, column + 1 - window), first = begin / SEGMENT, last = column / SEGMENT - first;
-    pages += first;
+    // The warp's pages, of each segment; behind the last column they are the last one's, of which nothing is seen.
+    const int fresh_at = column / PAGE_TOKENS, own_page = first * SEGMENT_PAGES + warp * COLUMNS / PAGE_TOKENS;
     const kv_t *keys = cache.keys + kv_head * cache.head_size, *values = cache.values + kv_head * cache.head_size;
     if (sinks) sinks += head;
 
@@ -195,12 +197,14 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     };
     // `page` is that of segment `coming`, looked up one load ahead.
     int coming = rank, page = 0;
-    auto look_up = [&](int segment) { return segment <= last ? pages[segment] : 0; };
+    auto look_up = [&](int segment) {
+        return segment <= last ? pages[min(own_page + segment * SEGMENT_PAGES, fresh_at)] : 0;
+    };
     auto copy_segment = [&](int into, int segment, int from_page) {
         if (segment <= last) {
             Columns& to = room.coming[warp][into];
             const int base = (first + segment) * SEGMENT + warp * COLUMNS;
-            const i64 from = from_page * cache.page_size + warp * COLUMNS * DIM;
+            const i64 from = from_page * cache.page_size + warp * COLUMNS % PAGE_TOKENS * DIM;
 #pragma unroll
             for (int i = 0; i < COLUMNS * CACHE_PIECES / 32; i++) {
                 const int one = i * 32 / CACHE_PIECES + lane / CACHE_PIECES, piece = lane % CACHE_PIECES;
@@ -234,7 +238,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
         coming = next_of(coming);
     }
     page = look_up(coming);
-    const int fresh_page = pages[last];
+    const int fresh_page = pages[fresh_at];
 #pragma unroll
     for (int u = 0; u < STAGES; u++) copy_segment(u, segments[u], first_pages[u]);
     // Each thread norms and turns some pieces of the heads, for all warps; their loads are issued together.
