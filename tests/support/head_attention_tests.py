@@ -138,7 +138,7 @@ def test_rows_of_one_text_see_those_before_them_in_the_second_of_two_runs(case: 
         angles = tokens.cos[one, None], tokens.sin[one, None]
         alone.append(
             kernels.attend(tokens.qkv[one], angles, other, slots[one], columns[one], scale, case.window, IN_ORDER,
-                           tokens.norm, tokens.sinks)
+                           tokens.norm, tokens.sinks, starts_early=False)
         )  # fmt: skip
     angles = tokens.cos[:, None], tokens.sin[:, None]
     for starts_early in (True, False):
