@@ -6,6 +6,7 @@ done is refused (unsupported.py).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,7 +25,8 @@ from core.api.message_fields import MAX_SHOWN_CHARS, TEXT, Messages, Variables
 from core.api.sampling_fields import Breakers, LogitBias, within
 from core.api.strict import Strict
 from core.api.tool_fields import Choice, ToolFields
-from core.api.unsupported import check_supported, with_our_names
+from core.api.unsupported import check_supported, name_sent, with_our_names
+from core.common.values import printable
 from core.engine.request_options import MAX_TOP_LOGPROBS, Grammar
 from core.engine.sampling_params import MAX_STOP_STRINGS, SAMPLING_RANGES
 
@@ -32,6 +34,8 @@ from core.engine.sampling_params import MAX_STOP_STRINGS, SAMPLING_RANGES
 MAX_STOP = MAX_STOP_STRINGS - 16
 MAX_STOP_CHARS = 1000
 MAX_CHOICES = 16
+# Of a value that cannot be used, in what is said of it.
+MAX_VALUE_CHARS = 40
 MAX_INT64 = 2**63 - 1
 IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 PROMPT_SCHEMA: dict[str, Any] = {
@@ -217,6 +221,7 @@ def read_body(kind: type[Request], body: bytes, translate: Translate | None = No
         raise ApiError("api_field", field="body", why="an object is wanted")
     if translate is not None:
         value = translate(value)
+    sent = value
     if issubclass(kind, Sampled):
         value = with_our_names(value)
         check_supported(value)
@@ -227,6 +232,16 @@ def read_body(kind: type[Request], body: bytes, translate: Translate | None = No
         found: Request = chosen.model_validate(value)
         return found
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = ".".join(map(str, first["loc"]))[:MAX_SHOWN_CHARS]
-        raise ApiError("api_field", field=field, why=first["msg"].removeprefix("Value error, ")) from None
+        first = error.errors(include_url=False, include_context=False)[0]
+        top, *below = first["loc"] or ("body",)
+        field = ".".join(map(str, (name_sent(str(top), sent), *below)))[:MAX_SHOWN_CHARS]
+        why = first["msg"].removeprefix("Value error, ") + _told(first["input"])
+        raise ApiError("api_field", field=field, why=why) from None
+
+
+def _told(value: object) -> str:
+    """The value that was sent, where it is a number or a short text."""
+    if not isinstance(value, int | float | str):
+        return ""
+    shown = printable(json.dumps(value, ensure_ascii=False))
+    return f" (sent: {shown})" if len(shown) <= MAX_VALUE_CHARS else ""

@@ -102,6 +102,15 @@ def with_our_names(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | added
 
 
+def name_sent(ours: str, fields: Mapping[str, Any]) -> str:
+    """What `fields`, as they were sent, call the field that is `ours`."""
+    if fields.get(ours) is not None:
+        return ours
+    return next(
+        (theirs for theirs, one in OTHER_NAMES.items() if one == ours and fields.get(theirs) not in (None, "")), ours
+    )
+
+
 def check_supported(fields: Mapping[str, Any]) -> None:
     """Raises ApiError for the first field of a request that would change the answer and cannot be done."""
     for name, value in fields.items():

@@ -349,3 +349,29 @@ def test_a_model_that_fills_in_nothing_says_so(url: str) -> None:
     response = httpx2.post(url + COMPLETIONS, json={"prompt": "x", "suffix": "y"})
     assert response.status_code == 400 and error(response)["param"] == "suffix"
     assert httpx2.post(url + COMPLETIONS, json={"prompt": "x", "suffix": ""}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "told"),
+    [
+        ({"max_tokens": 0}, "max_tokens", "(sent: 0)"),
+        ({"n_predict": "many"}, "n_predict", '(sent: "many")'),
+        ({"temperature": "热"}, "temperature", '(sent: "热")'),
+        ({"seed": 2**70}, "seed", f"(sent: {2**70})"),
+        ({"seed": "9" * 100}, "seed", "integer"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_told_under_the_name_it_came_with(
+    url: str, body: dict[str, Any], param: str, told: str
+) -> None:
+    response = httpx2.post(url + CHAT, json=HELLO | body)
+    assert response.status_code == 400 and error(response)["param"] == param
+    assert error(response)["message"].startswith(f"{param} cannot be used") and told in error(response)["message"]
+    assert "9" * 50 not in error(response)["message"]
+
+
+def test_ollamas_own_name_of_the_length_is_told(url: str) -> None:
+    """It was told that max_tokens was wrong, which it had not sent."""
+    asked = HELLO | {"stream": False, "options": {"num_predict": "x"}}
+    response = httpx2.post(f"{url}/api/chat", json=asked)
+    assert response.status_code == 400 and response.json()["error"].startswith("num_predict cannot be used")

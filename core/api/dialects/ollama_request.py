@@ -63,7 +63,7 @@ def _raw_body(body: Body) -> Body:
         if body.get(name):
             raise ApiError("api_refused", field=name)
     between = {"suffix": body["suffix"]} if body.get("suffix") else {}
-    return {"max_tokens": -1} | _settings(body) | {"prompt": body["prompt"]} | between
+    return {"num_predict": -1} | _settings(body) | {"prompt": body["prompt"]} | between
 
 
 def name_of(body: Body) -> str | None:
@@ -91,8 +91,8 @@ def _settings(body: Body) -> Body:
         raise field_error("options", "an object is wanted")
     left_out = LOAD_OPTIONS | BESIDE
     made: Body = {name: value for name, value in options.items() if name not in left_out and value is not None}
-    if (length := made.pop("num_predict", None)) is not None:
-        made["max_tokens"] = -1 if type(length) is int and length in ENDLESS else length
+    if type(length := made.get("num_predict")) is int and length in ENDLESS:
+        made["num_predict"] = -1
     return made | {
         "model": name_of(body),
         "stream": is_stream(body),
