@@ -39,6 +39,7 @@ MORE_TESTS = {
     "tests: kernels, prompts, recurrent, sampling": (
         "kernels",
         "prefill",
+        "prompt_attention",
         "large_passes",
         "recurrent_kernels",
         "sampling",
